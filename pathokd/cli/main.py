@@ -1,0 +1,128 @@
+"""`pathokd VERB ...`: finds the verb, imports only what it needs, and turns errors into one sentence."""
+
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from pathokd._version import __version__
+from pathokd.errors import PathokdError
+
+VERBS: dict[str, str] = {
+    "quickstart": "See the whole chain on the slides that come with pathokd, in minutes",
+    "inspect": "Say what a slide is: levels, microns per pixel and their source, profile, warnings",
+    "tile": "Find tissue on slides and write the table of tiles",
+    "pack": "Read the tiles of a table and store them in shards for fast training",
+    "phantom": "Make slides of procedural H&E with ground truth, in several stainings and scanners",
+    "fit": "Distil a teacher into a student, as a YAML file says",
+    "validate": "Measure a checkpoint on the held-out tiles",
+    "test": "The same, logged as test",
+    "export": "Turn a run or checkpoint into a folder that timm loads",
+    "embed": "Write one HDF5 of features per slide",
+    "compare": "Compare models: quality, robustness to scanner and stain, cost",
+}
+_TRAINING = ("fit", "validate", "test")
+
+
+def usage() -> str:
+    """The text of `pathokd --help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join(
+        ["usage: pathokd VERB [options]      (pathokd VERB --help explains one;", f"       {'':14}pathokd --debug VERB shows where an error comes from)", "", *lines, "", f"version {__version__}"]
+    )
+
+
+def main(args: list[str]) -> int:
+    """Run one command line.
+
+    Args:
+        args: what follows `pathokd`.
+
+    Returns:
+        The exit code: 0, 1 if some of the work failed, 2 if the command line is wrong.
+    """
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    debug = args[0] == "--debug"
+    if debug:
+        args = args[1:] or ["--help"]
+    verb, rest = args[0], args[1:]
+    if verb == "--version":
+        print(f"pathokd {__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"pathokd: {verb!r} is no verb; choose from {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    try:
+        if verb in _TRAINING:
+            train: Callable[..., Any] = importlib.import_module("pathokd.cli.train").train
+            train(verb, rest)
+            return 0
+        return _run_verb(verb, rest)
+    except (PathokdError, ValueError, FileNotFoundError) as error:
+        if debug:
+            raise
+        print(f"pathokd {verb}: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error).strip() or type(error).__name__
+
+
+def _run_verb(verb: str, args: list[str]) -> int:
+    module = importlib.import_module("pathokd.cli.quickstart" if verb == "quickstart" else "pathokd.cli.verbs")
+    function: Callable[..., int] = getattr(module, verb)
+    parser = VerbParser(prog=f"pathokd {verb}", description=VERBS[verb] + ".")
+    several = [name for name, kind in typing.get_type_hints(function).items() if kind == list[str]]
+    positional = [
+        name for name in several if inspect.signature(function).parameters[name].default is inspect.Parameter.empty
+    ]
+    skip: set[str | int] = {*positional}
+    parser.add_function_arguments(function, as_positional=True, skip=skip)
+    for name in positional:  # jsonargparse would want [a,b] for a list; a shell gives a b
+        parser.add_argument(name, nargs="+", type=str, help=_argument_help(function, name))
+    parsed = parser.instantiate_classes(parser.parse_args(_dashed(args, function)))
+    return function(**vars(parsed))
+
+
+class VerbParser(ArgumentParser):
+    """Shows options as they are typed: `--tile-px`, and flags without a value."""
+
+    def format_help(self) -> str:
+        """Help text with dashes."""
+        text = re.sub(r"--[a-z][a-z0-9_]*", lambda match: match.group().replace("_", "-"), super().format_help())
+        return text.replace(" {true,false}", "").replace("bool, default", "flag, default")
+
+
+def _argument_help(function: Callable[..., Any], name: str) -> str:
+    found = re.search(rf"^ +{name}: (.*)$", function.__doc__ or "", re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _dashed(args: list[str], function: Callable[..., Any]) -> list[str]:
+    """`--tile-px 224 --overwrite` as jsonargparse takes it: `--tile_px 224 --overwrite=true`."""
+    flags = {name for name, kind in typing.get_type_hints(function).items() if kind is bool}
+    out = []
+    for number, arg in enumerate(args):
+        if arg.startswith("--") and len(arg) > 2:
+            option, equals, value = arg.partition("=")
+            option = option.replace("-", "_").replace("__", "--", 1)
+            following = args[number + 1 : number + 2]
+            if option[2:] in flags and not equals and following not in (["true"], ["false"]):
+                equals, value = "=", "true"
+            arg = option + equals + value
+        out.append(arg)
+    return out
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))

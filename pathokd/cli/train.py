@@ -1,0 +1,124 @@
+"""`pathokd fit|validate|test`: LightningCLI with pathokd's folder layout and callbacks."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from pathokd.data.datamodule import TileDataModule
+from pathokd.distill.callbacks import AtomicCheckpointIO, BestCheckpoint, FiniteGuard, LastCheckpoint, PlainProgress
+from pathokd.distill.module import DistillationModule
+from pathokd.errors import TrainingError
+from pathokd.files import write_text
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes the whole configuration of a fit to OUT/config.yaml, so that the run can be repeated or resumed."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file before training starts."""
+        if stage == "fit" and trainer.is_global_zero:
+            text = self.parser.dump(self.config, skip_none=False)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with `--out`, `--resume`, loggers and checkpoints in their places."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add pathokd's own arguments."""
+        parser.add_argument("--out", type=str, default="runs/distill", help="Folder of this run.")
+        parser.add_argument(
+            "--resume", type=bool, default=False, help="Go on from OUT/checkpoints/last.ckpt, exactly where it stopped."
+        )
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="Optimiser steps between writes of last.ckpt."
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Turn `--out` and `--resume` into what Lightning knows."""
+        config = self.config[self.subcommand]
+        config.trainer.default_root_dir = config.out
+        checkpoints = Path(config.out) / "checkpoints"
+        if config.resume:
+            if not (checkpoints / "last.ckpt").is_file():
+                raise TrainingError(f"--resume found no {checkpoints}/last.ckpt: leave it out to start a new run.")
+            config.ckpt_path = str(checkpoints / "last.ckpt")
+        elif self.subcommand == "fit" and not config.ckpt_path and any(checkpoints.glob("*.ckpt")):
+            raise TrainingError(
+                f"{checkpoints} already holds a run: pass --resume true to go on with it, or another --out."
+            )
+        if self.subcommand != "fit" and not config.ckpt_path:
+            found = [path for name in ("best", "last") if (path := checkpoints / f"{name}.ckpt").is_file()]
+            if not found:
+                raise TrainingError(f"{checkpoints} holds no checkpoint: train first, or pass --ckpt_path.")
+            config.ckpt_path = str(found[0])
+        if "weights_only" in config:  # Lightning >= 2.6 asks; a checkpoint of pathokd holds nothing but plain data
+            config.weights_only = True
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add loggers, callbacks and the atomic checkpoint writer."""
+        config = self.config_init[self.subcommand]
+        out, settings = Path(config.out), config.trainer
+        if settings.logger is None:
+            kwargs["logger"] = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
+        given = settings.callbacks
+        callbacks = list(given) if isinstance(given, Sequence) else [given] if given else []
+        kwargs["callbacks"] = [*callbacks, *self._callbacks(out / "checkpoints", config)]
+        kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
+        kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]
+        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+    def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
+        callbacks: list[Callback] = [FiniteGuard()]
+        if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
+            callbacks.append(PlainProgress())
+        if config.trainer.enable_checkpointing is not False:
+            callbacks.append(LastCheckpoint(folder, config.checkpoint_every))
+            if config.data.val_fraction > 0:
+                callbacks.append(BestCheckpoint(folder))
+        return callbacks
+
+
+def train(subcommand: str, args: list[str]) -> TrainCLI:
+    """Run `fit`, `validate` or `test` with command-line arguments `args`."""
+    _quieten()
+    return TrainCLI(
+        DistillationModule,
+        TileDataModule,
+        save_config_callback=KeepConfig,
+        seed_everything_default=0,
+        trainer_defaults={
+            "max_epochs": 1,
+            "gradient_clip_val": 3.0,
+            "log_every_n_steps": 10,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            # The batch sampler already gives each process its share.
+            "use_distributed_sampler": False,
+        },
+        auto_configure_optimizers=False,
+        args=[subcommand, *args],
+    )
+
+
+def _quieten() -> None:
+    """Silence advice that does not apply: modules in eval mode are the teachers, few workers are a choice."""
+    warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*exists and is not empty")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.")
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,338 @@
+"""The verbs: each turns words into one call and says what came of it. Heavy imports wait until they are needed."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pathokd.types import Mpp
+
+
+def inspect(slides: list[str], *, mpp: Mpp | None = None, json_lines: bool = False) -> int:
+    """Say what slides are.
+
+    Args:
+        slides: Folders, globs, files or CSV lists.
+        mpp: Microns per level-0 pixel where a file has none or a wrong one.
+        json_lines: Print one JSON object per slide.
+    """
+    from pathokd.slides.inspect import inspect_slide
+    from pathokd.slides.sources import find_slides
+
+    facts = [inspect_slide(source.path, mpp=source.mpp or mpp) for source in find_slides(slides)]
+    for slide in facts:
+        print(json.dumps(slide, ensure_ascii=False) if json_lines else _described(slide))
+    return 0 if all(slide["usable"] for slide in facts) else 1
+
+
+def _described(slide: dict[str, Any]) -> str:
+    lines = [slide["path"]]
+    if "vendor" in slide:
+        width, height = slide["dimensions"]
+        lines.append(f"  {slide['vendor']}, {width} x {height} px, objective {slide['objective_power'] or 'not stated'}")
+        if slide["mpp"]:
+            lines.append(f"  {slide['mpp']:.4g} um/px at level 0 (source: {slide['mpp_source']})")
+        for number, level in enumerate(slide["levels"]):
+            resolution = f", {level['mpp']:.4g} um/px" if level["mpp"] else ""
+            lines.append(
+                f"  level {number}: {level['width']} x {level['height']}, downsample {level['downsample']:.6g}{resolution}"
+            )
+        icc = slide["icc_profile_bytes"]
+        lines.append(f"  ICC profile: {f'{icc} bytes' if icc else 'none'}")
+        lines.append(f"  associated images: {', '.join(slide['associated_images']) or 'none'}")
+        lines += [f"  warning: {warning}" for warning in slide["warnings"]]
+    lines.append("  can be tiled" if slide["usable"] else f"  cannot be tiled: {slide['error']}")
+    return "\n".join(lines)
+
+
+def tile(
+    slides: list[str],
+    *,
+    out: str,
+    mpp: Mpp = 0.5,
+    tile_px: int = 224,
+    stride: int | None = None,
+    min_tissue: float = 0.25,
+    mpp_level0: Mpp | None = None,
+    icc: bool = False,
+    allow_upsampling: bool = False,
+    border: Literal["inside", "cover"] = "inside",
+    workers: int = 2,
+    overwrite: bool = False,
+    skip_errors: bool = False,
+) -> int:
+    """Find tissue and write the table of tiles.
+
+    Args:
+        slides: Folders, globs, files or CSV lists (columns slide_id, path, mpp, and any other).
+        out: Folder for manifest.parquet, summary.csv, overlays and GeoJSON.
+        mpp: Microns per pixel of a tile.
+        tile_px: Side of a tile in pixels.
+        stride: Step between tiles in tile pixels; by default the side.
+        min_tissue: Least share of a tile that is tissue.
+        mpp_level0: Microns per level-0 pixel for slides that do not say.
+        icc: Convert colours to sRGB by the slide's profile.
+        allow_upsampling: Accept slides coarser than mpp.
+        border: Keep tiles inside the slide, or cover it (white outside).
+        workers: Slides at a time.
+        overwrite: Redo slides that are done.
+        skip_errors: Exit with 0 although a slide failed.
+    """
+    from pathokd.slides.manifest import TileSpec
+    from pathokd.slides.sources import find_slides
+    from pathokd.slides.tile import tile_slides
+
+    spec = TileSpec(mpp, tile_px, stride, min_tissue, icc, allow_upsampling, border)
+    summary = tile_slides(find_slides(slides, mpp=mpp_level0), spec, out, workers=workers, overwrite=overwrite)
+    failed = int((summary["status"] == "failed").sum())
+    print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides in {out}/manifest.parquet")
+    return _outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)
+
+
+def _outcome(failed: int, total: int, where: str, skip_errors: bool) -> int:
+    if failed:
+        print(f"{failed} of {total} slides failed: {where} says why.")
+    return 1 if failed and not skip_errors else 0
+
+
+def pack(
+    tiles: str,
+    *,
+    out: str,
+    quality: int = 90,
+    shard_tiles: int = 4096,
+    workers: int | None = None,
+    overwrite: bool = False,
+    skip_errors: bool = False,
+) -> int:
+    """Store tiles in shards.
+
+    Args:
+        tiles: Folder of `pathokd tile`, or a manifest.
+        out: Folder for shards and index.
+        quality: JPEG quality; 0 stores PNG.
+        shard_tiles: Tiles per shard.
+        workers: Reading threads; by default one per core.
+        overwrite: Pack anew.
+        skip_errors: Exit with 0 although a tile could not be read.
+    """
+    from pathokd.data.pack import PackSpec, pack_tiles
+
+    result = pack_tiles(tiles, out, PackSpec(quality, shard_tiles), workers=workers, overwrite=overwrite)
+    print(f"{result.tiles} tiles in {out}")
+    lost = len(result.unreadable)
+    if lost:
+        print(f"{lost} tiles could not be read and are left out: {out}/unreadable.csv says why.")
+    return 1 if lost and not skip_errors else 0
+
+
+def phantom(
+    out: str,
+    *,
+    cases: int = 4,
+    stainings: list[str] = ["HE", "violet"],  # noqa: B006 (never changed; jsonargparse wants a list)
+    scanners: list[str] = ["S50", "S45"],  # noqa: B006
+    size_um: float = 1300.0,
+    quality: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Make slides of procedural H&E.
+
+    Args:
+        out: Folder for slides, class maps and slides.csv.
+        cases: Number of tissues.
+        stainings: Names of stainings, as [HE,violet].
+        scanners: Names of scanners, as [S50,S45].
+        size_um: Side of a slide in microns.
+        quality: JPEG quality; by default the scanner's.
+        seed: Decides everything.
+        overwrite: Write anew over other settings.
+    """
+    from pathokd.phantom import write_cohort
+
+    path = write_cohort(
+        out,
+        cases=cases,
+        stainings=stainings,
+        scanners=scanners,
+        size_um=size_um,
+        quality=quality,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    print(f"{cases * len(stainings) * len(scanners)} slides of {cases} cases in {path}")
+    return 0
+
+
+def export(
+    run: str,
+    *,
+    out: str,
+    which: Literal["best", "last"] | None = None,
+    untrained: bool = False,
+    half: bool = False,
+    licence: str | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Export a student.
+
+    Args:
+        run: Folder of a fit, or a .ckpt file.
+        out: Folder for weights, config, card and adaptor heads.
+        which: Checkpoint to take; by default the best if there is one.
+        untrained: Export the same student with random weights, as a control.
+        half: Store fp16.
+        licence: Licence of the student; by default the teacher's.
+        name: Name in the card; by default the folder's.
+        overwrite: Replace an earlier export.
+    """
+    from pathokd.export import export_run
+
+    folder = export_run(
+        run, out, which=which, untrained=untrained, half=half, licence=licence, name=name, overwrite=overwrite
+    )
+    print(f'{folder}: load it with timm.create_model("local-dir:{folder}", pretrained=True)')
+    return 0
+
+
+def embed(
+    model: str,
+    slides: list[str],
+    *,
+    out: str,
+    readout: Literal["cls", "mean", "cls+mean"] = "cls",
+    mpp: Mpp | None = None,
+    tile_px: int | None = None,
+    min_tissue: float = 0.25,
+    mpp_level0: Mpp | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    dtype: Literal["fp16", "fp32"] = "fp32",
+    device: str = "auto",
+    overwrite: bool = False,
+    skip_errors: bool = False,
+) -> int:
+    """Write one HDF5 of features per slide.
+
+    Args:
+        model: An exported folder, a card's name or hf-hub:OWNER/NAME.
+        slides: A folder of `pathokd tile`; or slides, which are tiled first, into OUT/tiles.
+        out: Folder for SLIDE_ID.h5 and summary.csv.
+        readout: How tokens become one vector.
+        mpp: Microns per pixel for slides; by default the model's.
+        tile_px: Side of a tile for slides; by default the model's input.
+        min_tissue: Least share of a tile that is tissue.
+        mpp_level0: Microns per level-0 pixel for slides that do not say.
+        batch_size: Tiles per forward pass.
+        workers: Reading threads.
+        precision: Arithmetic; auto is bf16 where the device is fast in it.
+        dtype: Precision of the stored features.
+        device: auto or a torch device.
+        overwrite: Redo what is done.
+        skip_errors: Exit with 0 although a slide failed.
+    """
+    from pathokd.embed.run import embed_slides
+    from pathokd.models import load_encoder
+
+    encoder = load_encoder(model)
+    tiles, code = slides[0], 0
+    if not (len(slides) == 1 and (Path(tiles) / "manifest.parquet").is_file()):
+        tiles = f"{out}/tiles"
+        code = tile(
+            slides,
+            out=tiles,
+            mpp=mpp or encoder.card.mpp or 0.5,
+            tile_px=tile_px or encoder.card.image_px,
+            min_tissue=min_tissue,
+            mpp_level0=mpp_level0,
+            overwrite=overwrite,
+            skip_errors=skip_errors,
+        )
+    elif mpp or tile_px or mpp_level0:
+        raise ValueError(f"{tiles} is tiled already: --mpp, --tile-px and --mpp-level0 are for slides.")
+    summary = embed_slides(
+        encoder,
+        tiles,
+        out,
+        readout=readout,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        dtype=dtype,
+        device=device,
+        overwrite=overwrite,
+    )
+    failed = int((summary["status"] == "failed").sum())
+    print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides embedded in {out}")
+    return max(code, _outcome(failed, len(summary), f"{out}/summary.csv", skip_errors))
+
+
+def compare(
+    models: list[str],
+    *,
+    data: str,
+    out: str | None = None,
+    readout: Literal["cls", "mean", "cls+mean"] = "cls",
+    seed: int = 0,
+    fidelity: str | None = None,
+) -> int:
+    """Compare models.
+
+    Args:
+        models: NAME=MODEL each, where MODEL is an exported folder, a card's name or hf-hub:OWNER/NAME.
+        data: Packed tiles of registered, labelled slides (columns label, case, stain, scanner); or an .npz of labelled
+            images (images, labels), on which only a probe is run.
+        out: JSON file for the numbers.
+        readout: How tokens become one vector, the same for all models.
+        seed: Of folds and resampling.
+        fidelity: STUDENT:TEACHER, two of the names: also measure how much of the teacher the student holds.
+    """
+    named = dict(_named(text) for text in models)
+    if fidelity and (":" not in fidelity or not {*fidelity.split(":")} <= named.keys()):
+        raise ValueError(f"--fidelity takes STUDENT:TEACHER out of {', '.join(named)}, got {fidelity!r}.")
+    if data.endswith(".npz"):
+        return _compare_images(named, data, out, readout, seed)
+    from rich.console import Console
+
+    from pathokd.evaluate import compare_models, measure_fidelity
+    from pathokd.report import comparison_table, fidelity_sentence, write_summary
+
+    scores = compare_models(named, data, readout=readout, seed=seed)
+    console = Console()
+    console.print(comparison_table(scores))
+    held = None
+    if fidelity:
+        student, teacher = fidelity.split(":")
+        held = measure_fidelity(named[student], named[teacher], data, seed=seed)
+        console.print(fidelity_sentence(held), markup=False)
+    if out:
+        write_summary(out, scores, held)
+    return 0
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, _, model = text.partition("=")
+    return (name, model) if model else (Path(text).name, text)
+
+
+def _compare_images(
+    models: dict[str, str], data: str, out: str | None, readout: Literal["cls", "mean", "cls+mean"], seed: int
+) -> int:
+    from pathokd.evaluate import probe_images
+    from pathokd.files import write_json
+
+    results = {}
+    for name, model in models.items():
+        probe = probe_images(model, data, readout=readout, seed=seed)
+        results[name] = probe._asdict()
+        print(
+            f"{name}: linear probe {probe.accuracy:.3f} ({probe.ci[0]:.3f} to {probe.ci[1]:.3f}), "
+            f"10-NN {probe.knn10_accuracy:.3f}, n = {probe.n}"
+        )
+    if out:
+        write_json(out, results)
+    return 0
+
+

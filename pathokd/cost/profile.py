@@ -1,0 +1,131 @@
+"""What a model costs: parameters, arithmetic per tile, tiles per second on this machine."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pathokd.models.build import build_timm
+from pathokd.models.encoder import Encoder
+
+Clock = Callable[[], float]
+
+
+class ModelCost(NamedTuple):
+    """`gflops` is for one tile, two operations per multiply-accumulate; `tiles_per_s` was measured here."""
+
+    params: int
+    gflops: float
+    tiles_per_s: float
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, trained or frozen."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_gflops(encoder: Encoder, *, image_px: int | None = None) -> float:
+    """GFLOP of one forward pass on one tile, 2 per multiply-accumulate.
+
+    Matrix products, convolutions and attention are counted; norms, activations and additions (under 1 %) are
+    not. The model is rebuilt on the meta device, so that nothing is computed.
+
+    Args:
+        encoder: the model.
+        image_px: input side; None takes the card's.
+
+    Returns:
+        GFLOP per tile.
+
+    Raises:
+        ValueError: a size the model cannot take.
+    """
+    card = encoder.card
+    model = build_timm(
+        card.architecture, card.model_args, image_px=image_px or card.image_px, device="meta"
+    ).eval()
+    side = image_px or card.image_px
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.forward_features(torch.empty(1, 3, side, side, device="meta"))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def measure_tiles_per_s(
+    forward: Callable[[Tensor], object],
+    images: Tensor,
+    *,
+    seconds: float,
+    warmup: int = 2,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Tiles per second: batch size over the median time of a batch.
+
+    Args:
+        forward: what is timed; called with `images`.
+        images: one batch, on the device that is measured.
+        seconds: measure for at least this long, and at least three batches.
+        warmup: batches before the measurement starts.
+        clock: seconds; an argument so that tests need not wait.
+
+    Returns:
+        Tiles per second.
+
+    Raises:
+        ValueError: negative `seconds` or `warmup`.
+    """
+    if seconds < 0 or warmup < 0:
+        raise ValueError(f"seconds and warmup must not be negative, got {seconds} and {warmup}.")
+    for _ in range(warmup):
+        forward(images)
+    _wait(images.device)
+    times: list[float] = []
+    start = clock()
+    while len(times) < 3 or clock() - start < seconds:
+        begin = clock()
+        forward(images)
+        _wait(images.device)
+        times.append(clock() - begin)
+    return images.shape[0] / max(statistics.median(times), 1e-9)
+
+
+def profile_model(
+    encoder: Encoder, *, image_px: int | None = None, batch_size: int = 8, seconds: float = 2.0
+) -> ModelCost:
+    """Cost of an encoder where it is now: its device, its precision.
+
+    The time covers what an encoder does with uint8 tiles already on its device, normalisation included.
+
+    Args:
+        encoder: the model; it is put back into the mode it was in.
+        image_px: input side; None takes the card's.
+        batch_size: tiles per forward pass.
+        seconds: time to measure for.
+
+    Returns:
+        Parameters, GFLOP per tile, tiles per second.
+
+    Raises:
+        ValueError: a batch below 1, or a size the model cannot take.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    side = image_px or encoder.card.image_px
+    device = encoder.model.patch_embed.proj.weight.device
+    images = torch.randint(
+        0, 256, (batch_size, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    ).to(device)
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        speed = measure_tiles_per_s(encoder, images, seconds=seconds)
+    encoder.train(was_training)
+    return ModelCost(count_params(encoder), count_gflops(encoder, image_px=image_px), speed)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

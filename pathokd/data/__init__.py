@@ -1,0 +1,1 @@
+"""From tiles on disk to batches of views."""

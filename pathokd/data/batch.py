@@ -1,0 +1,44 @@
+"""What a DataLoader hands to the model, and where tiles come from."""
+
+from typing import NamedTuple, Protocol, TypedDict
+
+import pandas as pd
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from pathokd.types import Rgb
+
+
+class TileBatch(TypedDict):
+    """A collated batch.
+
+    views: view name to uint8 images, (batch, 3, height, width); views of one tile share their geometry.
+    index: rows of the tile source, (batch,).
+    key: one name per tile, for messages.
+    """
+
+    views: dict[str, UInt8[Tensor, "batch 3 height width"]]
+    index: Int64[Tensor, " batch"]
+    key: list[str]
+
+
+class Draw(NamedTuple):
+    """One visit to one tile: the whole identity of its random views."""
+
+    index: int
+    epoch: int
+
+
+class TileSource(Protocol):
+    """Random access to tiles. Implementations are picklable and safe to read from many threads."""
+
+    @property
+    def index(self) -> pd.DataFrame:
+        """One row per tile: `key`, `slide_id`, `x`, `y` and every metadata column."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> Rgb:
+        """The tile in `row`, uint8 (height, width, 3)."""
+        ...

@@ -1,0 +1,204 @@
+"""The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import albumentations as A
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pathokd.data.batch import Draw, TileBatch, TileSource
+from pathokd.data.samplers import ResumableBatchSampler
+from pathokd.data.views import Geometry, Views
+from pathokd.data.wsi import open_tiles
+from pathokd.errors import ManifestError
+from pathokd.types import IntArray, Rgb
+
+PATIENT_COLUMNS = ("patient_id", "patient", "case_id", "case", "slide_id")
+"""Columns that may name what train and validation must not share, most telling first."""
+
+
+def split_rows(
+    index: pd.DataFrame, *, val_fraction: float, split_by: str | None = None, seed: int = 0
+) -> tuple[IntArray, IntArray]:
+    """Split tiles so that no group (patient, or else slide) lies on both sides.
+
+    Args:
+        index: one row per tile.
+        val_fraction: share of the tiles wanted for validation, in [0, 1); whole groups are taken in a seeded order
+            until it is reached, and at least one group stays for training.
+        split_by: column that names the groups; by default the first of `PATIENT_COLUMNS` present.
+        seed: decides which groups.
+
+    Returns:
+        Row numbers for training and for validation, each sorted.
+
+    Raises:
+        ManifestError: there is no such column, or only one group.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}.")
+    column = split_by or next(name for name in PATIENT_COLUMNS if name in index)
+    if column not in index:
+        raise ManifestError(f"split_by={column!r} is no column of the tiles; they have {', '.join(index.columns)}.")
+    rows = np.arange(len(index))
+    if val_fraction == 0:
+        return rows, rows[:0]
+    sizes = index.groupby(column, sort=True).size()
+    if len(sizes) < 2:
+        raise ManifestError(
+            f"All tiles have {column} = {sizes.index[0]!r}, so nothing can be held out: add slides, or set "
+            "data.val_fraction to 0 and train without validation."
+        )
+    order = sizes.iloc[np.random.default_rng(seed).permutation(len(sizes))]
+    reached = np.searchsorted(order.cumsum().to_numpy(), val_fraction * len(index)) + 1
+    held_out = order.index[: min(int(reached), len(order) - 1)]
+    in_val = index[column].isin(held_out).to_numpy()
+    return rows[~in_val], rows[in_val]
+
+
+class ViewDataset(Dataset[dict[str, Any]]):
+    """Draws of some rows of a tile source, as views."""
+
+    def __init__(self, source: TileSource, rows: IntArray, views: Views) -> None:
+        self.source, self.rows, self.views = source, rows, views
+        self._keys = source.index["key"].to_list()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        row = int(self.rows[draw.index])
+        views = self.views(self.source.read(row), draw)
+        return {"views": views, "index": row, "key": self._keys[row]}
+
+
+def collate(items: list[dict[str, Any]]) -> TileBatch:
+    """Stack views to uint8 (batch, 3, height, width)."""
+    names = items[0]["views"]
+    return {
+        "views": {name: _stack([item["views"][name] for item in items]) for name in names},
+        "index": torch.tensor([item["index"] for item in items]),
+        "key": [item["key"] for item in items],
+    }
+
+
+def _stack(images: list[Rgb]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+class ResumableLoader(DataLoader[TileBatch]):
+    """A DataLoader that Lightning can save and restore in mid-epoch.
+
+    Only batches handed to the trainer count as done, however many the workers have read ahead.
+    """
+
+    batch_sampler: ResumableBatchSampler
+
+    def __iter__(self) -> Iterator[TileBatch]:  # type: ignore[override]
+        # A generator on purpose: workers start at the first batch, after the trainer has told the sampler its epoch.
+        for batch in super().__iter__():
+            self.batch_sampler.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of the sampler."""
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved position."""
+        self.batch_sampler.load_state_dict(state)
+
+
+class TileDataModule(L.LightningDataModule):
+    """Tiles for distillation.
+
+    Args:
+        tiles: a packed folder (`pathokd pack`) or a tile folder (`pathokd tile`).
+        batch_size: tiles per process and step.
+        workers: reading processes; by default one fewer than the cores, at most 8. 0 reads in the main process.
+        geometry: the crop and orientation that all views of a tile share.
+        photometric: view name to a list of albumentations transforms, for example a `student` view with jittered
+            stain. Without it there is one view, `clean`.
+        val_fraction: share of the tiles held out, in whole patients.
+        split_by: column naming the patients; see `split_rows`.
+        val_batch_size: tiles per validation batch; by default `batch_size`.
+        seed: decides the split, the order and every view.
+    """
+
+    def __init__(
+        self,
+        tiles: str,
+        batch_size: int = 64,
+        workers: int | None = None,
+        geometry: Geometry = Geometry(),  # noqa: B008 (frozen)
+        photometric: dict[str, list[A.BasicTransform]] | None = None,
+        val_fraction: float = 0.1,
+        split_by: str | None = None,
+        val_batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
+        self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
+        self.geometry = geometry
+        self.views = Views(geometry, photometric, seed=seed)
+        self.val_fraction, self.split_by = val_fraction, split_by
+        self.val_batch_size = val_batch_size or batch_size
+        self.source: TileSource | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the tiles and split them."""
+        if self.source is not None:
+            return
+        self.source = open_tiles(self.tiles)
+        self.train_rows, self.val_rows = split_rows(
+            self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of random views, never the same in two epochs."""
+        source = self._source()
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = ResumableBatchSampler(
+            len(self.train_rows), self.batch_size, seed=self.seed, rank=rank, world_size=world
+        )
+        if len(sampler) == 0:
+            raise ManifestError(
+                f"{len(self.train_rows)} training tiles fill no batch of {self.batch_size} on {world} process(es): "
+                "add slides or lower data.batch_size."
+            )
+        return ResumableLoader(ViewDataset(source, self.train_rows, self.views), batch_sampler=sampler, **self._options())
+
+    def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
+        """The held-out tiles, clean and unturned, in order."""
+        source = self._source()
+        if len(self.val_rows) == 0:
+            return []
+        views = Views(Geometry(size_px=self.geometry.size_px, d4=False), seed=self.seed)
+        sampler = ResumableBatchSampler(len(self.val_rows), self.val_batch_size, shuffle=False, drop_last=False)
+        return DataLoader(ViewDataset(source, self.val_rows, views), batch_sampler=sampler, **self._options())
+
+    def test_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
+        """The held-out tiles, as in validation."""
+        return self.val_dataloader()
+
+    def _source(self) -> TileSource:
+        self.setup()
+        if self.source is None:
+            raise RuntimeError("setup() left no tile source.")
+        return self.source
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "collate_fn": collate,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # Its own generator: seeding workers must not advance the global stream, which a resumed run restores.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

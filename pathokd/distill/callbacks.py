@@ -1,0 +1,152 @@
+"""Callbacks: stop at the first non-finite loss, say how it goes without a terminal, keep the last state whole."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from pathokd.errors import TrainingError
+from pathokd.files import atomic_path
+from pathokd.progress import PLAIN_INTERVAL_S
+
+
+class FiniteGuard(Callback):
+    """Stops with the step, the loss parts and the tiles when a loss is not finite.
+
+    Losses stay on the device and are looked at together every `every_n_steps`, and always before a checkpoint is
+    written, so that the guard costs one synchronisation an interval and no broken weights are ever saved.
+
+    Args:
+        every_n_steps: batches between two looks; by default 1 on CPU and 50 elsewhere.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        self.every_n_steps = every_n_steps
+        self._pending: list[tuple[int, Tensor, Mapping[str, Tensor], list[str]]] = []
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember this batch's loss; look at all that are pending when it is time."""
+        self._pending.append((trainer.global_step, outputs["loss"].detach(), outputs["parts"], batch["key"]))
+        interval = self.every_n_steps or (1 if pl_module.device.type == "cpu" else 50)
+        if len(self._pending) >= interval:
+            self.check()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look before anything is written."""
+        self.check()
+
+    def check(self) -> None:
+        """Look at the pending losses.
+
+        Raises:
+            TrainingError: one of them is not finite.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        finite = torch.stack([loss for _, loss, _, _ in pending]).isfinite().tolist()
+        if all(finite):
+            return
+        step, _, parts, keys = pending[finite.index(False)]
+        values = ", ".join(f"{name} = {float(value):.4g}" for name, value in parts.items())
+        raise TrainingError(
+            f"The loss is not finite at step {step}: {values}. Its tiles are {', '.join(keys[:8])}"
+            f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}. Look at them, lower model.optim.lr, or train in "
+            "fp32; the last checkpoint is from before this step."
+        )
+
+
+class PlainProgress(Callback):
+    """One line every few seconds with step, loss, speed and time left, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._started = self._said = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = self._said = time.monotonic()
+        self._first = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say a line if it is time."""
+        now, done = time.monotonic(), trainer.global_step - self._first
+        total = int(trainer.estimated_stepping_batches)
+        last = trainer.global_step == total
+        if not trainer.is_global_zero or done < 1 or (now - self._said < PLAIN_INTERVAL_S and not last):
+            return
+        self._said = now
+        pace = (now - self._started) / done
+        tiles = len(batch["key"]) * trainer.world_size * trainer.accumulate_grad_batches / pace
+        line = (
+            f"step {trainer.global_step}/{total}  loss {float(outputs['loss']):.4f}  {tiles:.1f} tiles/s  "
+            f"{(total - trainer.global_step) * pace:.0f} s left"
+        )
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say the validation measures."""
+        measures = [
+            f"{name} {float(value):.4f}" for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        ]
+        if trainer.is_global_zero and not trainer.sanity_checking and measures:
+            print(f"epoch {trainer.current_epoch}  {'  '.join(measures)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`, every few steps and at the end of training.
+
+    Args:
+        dirpath: where.
+        every_n_train_steps: optimiser steps between two writes: at most this much work is lost by a kill.
+    """
+
+    def __init__(self, dirpath: str | Path, every_n_train_steps: int = 500) -> None:
+        super().__init__(
+            dirpath=dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
+        )
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state; must not depend on the interval, which a resumed run may change."""
+        return "LastCheckpoint"
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the final state."""
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the epoch with the highest validation measure.
+
+    Args:
+        dirpath: where.
+        monitor: logged name of the measure.
+    """
+
+    def __init__(self, dirpath: str | Path, monitor: str = "val/cosine_cls") -> None:
+        super().__init__(
+            dirpath=dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False
+        )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: a kill leaves the old one, never half of the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`."""
+        with atomic_path(path) as part:
+            super().save_checkpoint(checkpoint, part, storage_options)

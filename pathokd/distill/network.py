@@ -1,0 +1,63 @@
+"""What is trained: the student's encoder and one projector per teacher and kind of token."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pathokd.distill.objective import Tokens
+from pathokd.models.encoder import Encoder
+from pathokd.models.features import Features
+from pathokd.models.projector import make_projector
+
+
+@dataclass(frozen=True)
+class ProjectorSpec:
+    """Projectors from student to teacher space.
+
+    Args:
+        kind: `linear`, or `mlp` (LayerNorm and two layers).
+        hidden_dim: width of the MLP's hidden layer; by default the wider of its two ends. Only for `mlp`.
+    """
+
+    kind: Literal["linear", "mlp"] = "linear"
+    hidden_dim: int | None = None
+
+
+def head_key(teacher: str, tokens: Tokens) -> str:
+    """Key of the projector for `tokens` of `teacher`; module names must not hold a dot."""
+    return f"{teacher}__{tokens}"
+
+
+class ProjectedStudent(nn.Module):
+    """Student encoder with its projectors; the EMA is kept over the whole of it.
+
+    Args:
+        encoder: the student.
+        wanted: (teacher, tokens, teacher's width) of each projector.
+        spec: kind of projector.
+    """
+
+    def __init__(self, encoder: Encoder, wanted: Iterable[tuple[str, Tokens, int]], spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(
+            {
+                head_key(teacher, tokens): make_projector(
+                    spec.kind, encoder.embed_dim, dim, hidden_dim=spec.hidden_dim
+                )
+                for teacher, tokens, dim in wanted
+            }
+        )
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of the student, in its own space."""
+        features: Features = self.encoder(images)
+        return features
+
+    def project(self, features: Features, teacher: str, tokens: Tokens) -> Float[Tensor, "*tokens dim"]:
+        """Tokens of the student in the (standardised) space of `teacher`."""
+        projected: Tensor = self.heads[head_key(teacher, tokens)](getattr(features, tokens))
+        return projected

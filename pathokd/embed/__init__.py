@@ -1,0 +1,18 @@
+"""From tiles and an exported model to stored vectors: one HDF5 file per slide, as MIL code reads it."""
+
+from pathokd.embed.embedder import Embedder, Precision
+from pathokd.embed.run import PackedEmbeddings, embed_packed, embed_slides
+from pathokd.embed.store import SlideEmbeddings, StoredDtype, read_embeddings, read_header, write_embeddings
+
+__all__ = [
+    "Embedder",
+    "PackedEmbeddings",
+    "Precision",
+    "SlideEmbeddings",
+    "StoredDtype",
+    "embed_packed",
+    "embed_slides",
+    "read_embeddings",
+    "read_header",
+    "write_embeddings",
+]

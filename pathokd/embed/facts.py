@@ -1,0 +1,79 @@
+"""What is recorded about embeddings: the header that decides on reuse, and attributes by customary names."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from pathokd._version import __version__
+from pathokd.embed.embedder import Embedder
+from pathokd.embed.store import SCHEMA, StoredDtype
+from pathokd.files import Header, fingerprint, make_header
+from pathokd.slides.manifest import TileSpec
+from pathokd.slides.slide import Slide
+
+_MAGNIFICATIONS = (1.25, 2.5, 5, 10, 20, 40, 80)
+
+
+def embedding_header(
+    embedder: Embedder, slide_id: str, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype
+) -> Header:
+    """What must agree before a slide's file is reused: the model, its arithmetic, and the tiles."""
+    card = embedder.encoder.card
+    return make_header(
+        SCHEMA,
+        {
+            "slide_id": slide_id,
+            "encoder": card.name,
+            "weights_sha256": embedder.weights_sha256,
+            "image_px": card.image_px,
+            "mean": list(card.mean),
+            "std": list(card.std),
+            "readout": embedder.readout,
+            "precision": embedder.precision,
+            "dtype": dtype,
+            "mpp": spec.mpp,
+            "tile_px": spec.tile_px,
+            "icc": spec.icc,
+            "tiles": fingerprint([tiles["x"].tolist(), tiles["y"].tolist(), tiles["flag"].tolist()]),
+        },
+    )
+
+
+def geometry_attrs(slide: Slide, slide_id: str, tiles: pd.DataFrame, spec: TileSpec) -> dict[str, Any]:
+    """Attributes of `coords` by the names MIL tools look for; the exact figures are the `mpp_*`."""
+    mpp0 = float(tiles["mpp_level0"].iloc[0])
+    stride = spec.stride_px or spec.tile_px
+    return {
+        "name": slide_id,
+        "patch_size": spec.tile_px,
+        "patch_size_level0": round(spec.tile_px * spec.mpp / mpp0),
+        "patch_level": 0,
+        "overlap": spec.tile_px - stride,
+        "level0_magnification": _magnification(mpp0),
+        "target_magnification": _magnification(spec.mpp),
+        "level0_width": slide.dimensions[0],
+        "level0_height": slide.dimensions[1],
+        "mpp_level0": mpp0,
+        "mpp_target": spec.mpp,
+        "mpp_source": slide.mpp_source,
+    }
+
+
+def model_attrs(embedder: Embedder, slide_id: str, header: Header, spec: TileSpec) -> dict[str, Any]:
+    """Attributes of `features`: which model made them, and how."""
+    return {
+        "encoder": embedder.encoder.card.name,
+        "name": slide_id,
+        "weights_sha256": header["settings"]["weights_sha256"],
+        "precision": embedder.precision,
+        "readout": embedder.readout,
+        "colour": "icc-to-srgb" if spec.icc else "as stored",
+        "version": __version__,
+        "config_hash": fingerprint(header["settings"]),
+    }
+
+
+def _magnification(mpp: float) -> float:
+    """The nominal magnification nearest to `mpp`, taking 0.5 um per pixel as 20x."""
+    return float(min(_MAGNIFICATIONS, key=lambda power: abs(math.log(power * mpp / 10))))

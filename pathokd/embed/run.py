@@ -1,0 +1,258 @@
+"""Embed a cohort slide by slide, or a packed folder in one go."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pathokd.data.packed import PackedTiles
+from pathokd.embed.embedder import Embedder, Precision
+from pathokd.embed.facts import embedding_header, geometry_attrs, model_attrs
+from pathokd.embed.reading import read_batches
+from pathokd.embed.store import StoredDtype, read_header, write_embeddings
+from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
+from pathokd.files import Header, atomic_path, check_header
+from pathokd.models import Encoder, Readout
+from pathokd.progress import Bars
+from pathokd.slides.manifest import TileManifest, TileSpec
+from pathokd.slides.slide import Slide
+from pathokd.types import Rgb
+
+UNREADABLE = "unreadable"
+
+
+class Outcome(NamedTuple):
+    """One row of summary.csv."""
+
+    slide_id: str
+    path: str
+    status: Literal["ok", "failed", "skipped"]
+    n_tiles: int
+    n_unreadable: int
+    seconds: float
+    message: str
+
+
+class PackedEmbeddings(NamedTuple):
+    """Vectors of packed tiles and what they are vectors of."""
+
+    features: npt.NDArray[np.float32]
+    """(n, d)."""
+    tiles: pd.DataFrame
+    """The packed index: keys, geometry and metadata of the same n tiles."""
+
+
+def embed_slides(
+    model: Encoder | str,
+    manifest: TileManifest | str | Path,
+    out_dir: str | Path,
+    *,
+    readout: Readout = "cls",
+    batch_size: int = 32,
+    workers: int = 2,
+    precision: Precision = "auto",
+    dtype: StoredDtype = "fp32",
+    device: str = "auto",
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Embed every tile of a manifest, one HDF5 file per slide.
+
+    A finished slide is skipped if its file was made with the same settings, weights and tiles; a truncated
+    file is made again. A slide that cannot be read is one failed row and the run goes on. A tile that
+    cannot be read keeps its row with NaN features and the flag `unreadable`; no blank tile stands in for
+    it.
+
+    Args:
+        model: An encoder, a card's name, `hf-hub:...` or an exported folder.
+        manifest: The table of tiles, its file, or the folder `pathokd tile` wrote.
+        out_dir: Gets `<slide_id>.h5` and `summary.csv`.
+        readout: How tokens become one vector.
+        batch_size: Tiles per forward pass.
+        workers: Threads that read tiles ahead of the model.
+        precision: Arithmetic of the forward pass.
+        dtype: Stored precision.
+        device: `auto` or a torch device.
+        overwrite: Redo slides whose file exists, whatever made it.
+
+    Returns:
+        The summary, one row per slide: slide_id, path, status (ok, failed, skipped), n_tiles, n_unreadable,
+        seconds, message.
+
+    Raises:
+        StoreError: A file in `out_dir` was made with other settings and `overwrite` is not set; nothing is
+            done.
+        ManifestError: The manifest holds no tiles.
+    """
+    table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
+    if table.frame.empty:
+        raise ManifestError("The manifest holds no tiles to embed: look at the summary.csv beside it.")
+    embedder, out = Embedder(model, readout, precision, device, batch_size), Path(out_dir)
+    jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in _by_slide(table.frame)]
+    outcomes: list[Outcome] = []
+    try:
+        with Bars() as bars:
+            for job in bars.track(jobs, "Slides", len(jobs)):
+                outcomes.append(_one_slide(embedder, job, workers, dtype, bars))
+                if outcomes[-1].message:
+                    bars.say(f"{job.slide_id}: {outcomes[-1].message}")
+    finally:
+        # An interrupted run also says how far it came.
+        summary = pd.DataFrame(outcomes, columns=list(Outcome._fields))
+        with atomic_path(out / "summary.csv") as part:
+            summary.to_csv(part, index=False)
+    return summary
+
+
+def embed_packed(
+    embedder: Embedder,
+    packed: PackedTiles | str | Path,
+    *,
+    workers: int = 2,
+    rows: npt.NDArray[np.integer[Any]] | None = None,
+) -> PackedEmbeddings:
+    """Embed packed tiles into memory, for evaluation.
+
+    Args:
+        embedder: Model, readout and batch size.
+        packed: The packed tiles or their folder.
+        workers: Threads that read and decode ahead of the model.
+        rows: Which tiles, as rows of the index; all by default.
+
+    Returns:
+        Float32 vectors and the rows of the index they belong to.
+
+    Raises:
+        StoreError: A shard is missing or damaged.
+    """
+    tiles = packed if isinstance(packed, PackedTiles) else PackedTiles(packed)
+    batch_size = embedder.batch_size
+    chosen = np.arange(len(tiles)) if rows is None else np.asarray(rows)
+    features = np.empty((len(chosen), embedder.dim), np.float32)
+    batches = read_batches(
+        lambda i: tiles.read(int(chosen[i])), range(len(chosen)), batch_size=batch_size, workers=workers
+    )
+    with Bars() as bars:
+        for batch in bars.track(
+            batches, f"Embedding with {embedder.encoder.card.name}", -(-len(chosen) // batch_size)
+        ):
+            places, images = zip(*batch, strict=True)
+            features[list(places)] = embedder(images)
+    return PackedEmbeddings(features, tiles.index.iloc[chosen].reset_index(drop=True))
+
+
+def _read_manifest(path: Path) -> TileManifest:
+    return TileManifest.read(path / "manifest.parquet" if path.is_dir() else path)
+
+
+class _Job(NamedTuple):
+    """One slide's work."""
+
+    slide_id: str
+    path: Path
+    tiles: pd.DataFrame
+    spec: TileSpec
+    header: Header
+    done: bool
+
+
+def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The tiles of one slide after another, in the manifest's order."""
+    for _, tiles in frame.groupby("slide_id", sort=False):
+        yield tiles.reset_index(drop=True)
+
+
+def _job(
+    embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype, out: Path, overwrite: bool
+) -> _Job:
+    slide_id = str(tiles["slide_id"].iloc[0])
+    header, path = embedding_header(embedder, slide_id, tiles, spec, dtype), out / f"{slide_id}.h5"
+    return _Job(slide_id, path, tiles, spec, header, not overwrite and _is_done(path, header))
+
+
+def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, bars: Bars) -> Outcome:
+    """Embed one slide, turning what goes wrong in the world into one failed row."""
+    slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
+    if job.done:
+        return Outcome(job.slide_id, slide_path, "skipped", n, 0, 0.0, "")
+    try:
+        with _open(job.tiles, job.spec) as slide:
+            features, flag = _embed_tiles(embedder, slide, job.tiles, job.spec, workers, bars)
+            coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
+        write_embeddings(
+            job.path,
+            features,
+            job.tiles[["x", "y"]].to_numpy(np.int64),
+            flag=flag,
+            tissue_fraction=job.tiles["tissue_fraction"].to_numpy(np.float32),
+            header=job.header,
+            coords_attrs=coords_attrs,
+            features_attrs=model_attrs(embedder, job.slide_id, job.header, job.spec),
+            dtype=dtype,
+        )
+    except PathokdError as error:
+        return Outcome(job.slide_id, slide_path, "failed", n, 0, time.monotonic() - started, str(error))
+    flagged = int((flag != "").sum())
+    message = f"{flagged} of {n} tiles are flagged and have no features." if flagged else ""
+    return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message)
+
+
+def _embed_tiles(
+    embedder: Embedder, slide: Slide, tiles: pd.DataFrame, spec: TileSpec, workers: int, bars: Bars
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_]]:
+    """Features (NaN for flagged rows) and flags, one row per tile."""
+    x, y = tiles["x"].to_numpy(), tiles["y"].to_numpy()
+    flag = tiles["flag"].to_numpy(dtype=object, copy=True)
+
+    def read(row: int) -> Rgb | None:
+        try:
+            return slide.read_tile(
+                int(x[row]),
+                int(y[row]),
+                mpp=spec.mpp,
+                tile_px=spec.tile_px,
+                allow_upsampling=spec.allow_upsampling,
+            )
+        except SlideError:
+            return None  # becomes a flagged row below
+
+    features = np.full((len(tiles), embedder.dim), np.nan, np.float32)
+    rows = np.flatnonzero(flag == "").tolist()
+    batches = read_batches(read, rows, batch_size=embedder.batch_size, workers=workers)
+    total = -(-len(rows) // embedder.batch_size)
+    for batch in bars.track(batches, str(tiles["slide_id"].iloc[0]), total, keep=False):
+        good = {row: tile for row, tile in batch if tile is not None}
+        flag[[row for row, tile in batch if tile is None]] = UNREADABLE
+        if good:
+            features[list(good)] = embedder(list(good.values()))
+    if not (flag == "").any():
+        raise SlideError(f"None of the {len(tiles)} tiles can be read: the slide is damaged, copy it again.")
+    if not np.isfinite(features[flag == ""]).all():
+        raise StoreError("The model returned NaN or infinity for good tiles: try fp32 or check the weights.")
+    return features, flag
+
+
+def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:
+    """The slide at the mpp its tiles were cut with, which a slide list may have given."""
+    path, mpp = str(tiles["path"].iloc[0]), float(tiles["mpp_level0"].iloc[0])
+    slide = Slide(path, icc=spec.icc)
+    try:
+        if abs(slide.mpp - mpp) <= 1e-6 * mpp:
+            return slide
+    except SlideError:
+        pass  # no usable mpp of its own: the manifest's is taken
+    slide.close()
+    return Slide(path, mpp=mpp, icc=spec.icc)
+
+
+def _is_done(path: Path, header: Header) -> bool:
+    """Whether `path` is whole and made the same way; raises StoreError if it was made another way."""
+    try:
+        found = read_header(path)
+    except StoreError:
+        return False  # missing or truncated: made again
+    check_header(found, header, path)
+    return True

@@ -1,0 +1,153 @@
+"""Embeddings of one slide as one HDF5 file that CLAM, TRIDENT and other MIL code read as it is.
+
+`features` (n, d) and `coords` (n, 2) carry the attribute names those tools use; `flag` and
+`tissue_fraction` say what each row is worth. Arrays are contiguous: a MIL loader reads whole slides, and
+one chunk per row costs 18 times more.
+
+A tile that could not be read keeps its row, so that rows stay the manifest's rows: its features are NaN and
+its flag says why. Take `embeddings.features[embeddings.good]`, or test `flag`, before pooling.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pathokd.errors import StoreError
+from pathokd.files import Header, atomic_path
+from pathokd.types import FloatArray, IntArray, Mask
+
+SCHEMA = "embeddings/1"
+StoredDtype = Literal["fp16", "fp32"]
+_DTYPES: dict[StoredDtype, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
+_HEADER_KEY = "pathokd"
+
+
+class SlideEmbeddings(NamedTuple):
+    """What one file holds, row i being one tile."""
+
+    features: npt.NDArray[np.floating[Any]]
+    """(n, d) in the stored dtype; NaN where `flag` is not empty."""
+    coords: npt.NDArray[np.int64]
+    """(n, 2) level-0 x, y of the tile's top left corner."""
+    flag: npt.NDArray[np.object_]
+    """(n,) empty for a good tile, else a word such as `unreadable`."""
+    tissue_fraction: npt.NDArray[np.float32]
+    """(n,) share of the tile that is tissue, 0 to 1."""
+    coords_attrs: dict[str, Any]
+    features_attrs: dict[str, Any]
+    header: Header
+
+    @property
+    def good(self) -> Mask:
+        """(n,) true where the tile was read and embedded."""
+        return np.asarray(self.flag == "", dtype=np.bool_)
+
+
+def write_embeddings(
+    path: str | Path,
+    features: FloatArray,
+    coords: IntArray,
+    *,
+    flag: npt.NDArray[Any],
+    tissue_fraction: FloatArray,
+    header: Mapping[str, Any],
+    coords_attrs: Mapping[str, Any],
+    features_attrs: Mapping[str, Any],
+    dtype: StoredDtype = "fp32",
+) -> None:
+    """Write one slide's embeddings, whole or not at all.
+
+    Args:
+        path: The file, by custom `<slide_id>.h5`.
+        features: (n, d); rows of flagged tiles NaN.
+        coords: (n, 2) level-0 pixels.
+        flag: (n,) words, empty for good tiles.
+        tissue_fraction: (n,) 0 to 1.
+        header: From `files.make_header`, what made this file; stored as JSON in the file attribute `pathokd`.
+        coords_attrs: Attributes of `coords` (geometry).
+        features_attrs: Attributes of `features` (the model).
+        dtype: Stored precision; fp16 halves the file, but code that does not cast wants fp32.
+
+    Raises:
+        ValueError: The arrays do not have one row per tile.
+        StoreError: The disk is full, or a feature is too large for fp16.
+    """
+    n = len(features)
+    shapes = {"coords": coords.shape == (n, 2), "flag": flag.shape == (n,)}
+    shapes["tissue_fraction"] = tissue_fraction.shape == (n,)
+    if features.ndim != 2 or not all(shapes.values()):
+        wrong = [name for name, fits in shapes.items() if not fits] or ["features"]
+        raise ValueError(f"each array should have one row per tile ({n}); look at {', '.join(wrong)}.")
+    # HDF5 reports a full disk without an errno and may do so on close, so the file is made in memory first.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        stored = file.create_dataset("features", data=_cast(features, dtype, Path(path)))
+        stored.attrs.update(features_attrs)
+        file.create_dataset("coords", data=coords.astype(np.int64)).attrs.update(coords_attrs)
+        file.create_dataset("flag", data=flag.astype(object), dtype=h5py.string_dtype())
+        file.create_dataset("tissue_fraction", data=tissue_fraction.astype(np.float32))
+        file.attrs[_HEADER_KEY] = json.dumps(header)
+    with atomic_path(path) as part:
+        part.write_bytes(buffer.getbuffer())
+
+
+def read_embeddings(path: str | Path) -> SlideEmbeddings:
+    """Read what `write_embeddings` wrote.
+
+    Raises:
+        StoreError: There is no such file, it is truncated, or it is not of this kind.
+    """
+    header = read_header(path)
+    with h5py.File(path, "r") as file:
+        return SlideEmbeddings(
+            features=file["features"][:],
+            coords=file["coords"][:],
+            flag=file["flag"].asstr()[:],
+            tissue_fraction=file["tissue_fraction"][:],
+            coords_attrs=dict(file["coords"].attrs),
+            features_attrs=dict(file["features"].attrs),
+            header=header,
+        )
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an embeddings file, once the file proved to be whole.
+
+    Raises:
+        StoreError: There is no such file, it is truncated, or it is not of this kind.
+    """
+    if not Path(path).is_file():
+        raise StoreError(f"{path} does not exist; make it with `pathokd embed`.")
+    try:
+        with h5py.File(path, "r") as file:
+            raw = file.attrs.get(_HEADER_KEY)
+            rows = [file[name].shape[0] for name in ("features", "coords", "flag", "tissue_fraction")]
+    except (OSError, KeyError) as error:
+        raise StoreError(
+            f"{path} is truncated or no embeddings file: delete it and embed the slide again."
+        ) from error
+    header: Header = json.loads(raw) if raw is not None else {}
+    if header.get("schema") != SCHEMA or len(set(rows)) != 1:
+        raise StoreError(
+            f"{path} should have schema {SCHEMA} and one row per tile in every array, got schema "
+            f"{header.get('schema')!r} and {rows} rows: embed the slide again."
+        )
+    return header
+
+
+def _cast(features: FloatArray, dtype: StoredDtype, path: Path) -> npt.NDArray[np.floating[Any]]:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype should be fp16 or fp32, got {dtype!r}.")
+    with np.errstate(over="ignore"):  # an overflow is looked for, and refused, in the next line
+        cast = features.astype(_DTYPES[dtype])
+    if np.isinf(cast).any():
+        raise StoreError(
+            f"{path.name}: features up to {np.nanmax(np.abs(features)):.3g} do not fit {dtype}; use fp32."
+        )
+    return cast

@@ -1,0 +1,131 @@
+"""The same tissue under two conditions: which tiles of two registered slides show one place.
+
+Slides of one case count as registered when the same microns are the same tissue, whatever their pixel size.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.spatial import cKDTree
+
+from pathokd.errors import ManifestError
+from pathokd.types import FloatArray, IntArray
+
+TOLERANCE = 0.05
+"""Largest distance of two tiles of one place, as a share of the tile's side."""
+
+
+class RegisteredPair(NamedTuple):
+    """Two conditions and the rows that show the same places under each."""
+
+    held: str
+    """The value of the column that does not vary, say the staining."""
+    first: str
+    second: str
+    rows_first: npt.NDArray[np.int64]
+    """(n,) rows of the table under the first condition."""
+    rows_second: npt.NDArray[np.int64]
+    """(n,) rows of the same places under the second."""
+
+
+def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Tile positions in microns from the slide's corner, (n, 2)."""
+    mpp0 = frame["mpp_level0"].to_numpy(np.float64)[:, None]
+    half = _tile_um(frame)[:, None] / 2
+    centre: npt.NDArray[np.float64] = frame[["x", "y"]].to_numpy(np.float64) * mpp0 + half
+    return centre
+
+
+def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.str_]:
+    """One name per place: tiles of a case whose positions round to the same tile-sized square.
+
+    Args:
+        frame: Manifest or packed index.
+        case_column: The column whose equal values are registered with each other.
+
+    Returns:
+        Names, shape (n,).
+    """
+    cell = np.rint((centre_um(frame) / _tile_um(frame)[:, None]) - 0.5).astype(int)
+    cases = frame[case_column].astype(str).to_numpy()
+    return np.array([f"{case}/{x}/{y}" for case, (x, y) in zip(cases, cell, strict=True)], dtype=np.str_)
+
+
+def registered_pairs(
+    frame: pd.DataFrame, vary: str, hold: str, case_column: str = "case"
+) -> list[RegisteredPair]:
+    """Every pair of values of `vary` under the same value of `hold`, with the tiles they have in common.
+
+    Args:
+        frame: Manifest or packed index.
+        vary: The condition that differs, say `scanner`.
+        hold: The condition that stays, say `stain`.
+        case_column: The column whose equal values are registered with each other.
+
+    Returns:
+        One entry per pair of conditions that share at least two places; cases are pooled.
+
+    Raises:
+        ManifestError: A column is missing.
+    """
+    require_columns(frame, (vary, hold, case_column, "x", "y", "mpp", "mpp_level0", "tile_px"))
+    position, side = centre_um(frame), _tile_um(frame)
+    keys = zip(*(frame[name].astype(str) for name in (hold, case_column, vary)), strict=True)
+    found: dict[tuple[str, ...], list[int]] = {}
+    for row, key in enumerate(keys):
+        found.setdefault(key, []).append(row)
+    rows = {key: np.asarray(numbers) for key, numbers in found.items()}
+    pairs = []
+    for held in sorted({key[0] for key in rows}):
+        cases = sorted({key[1] for key in rows if key[0] == held})
+        values = sorted({key[2] for key in rows if key[0] == held})
+        for first, second in itertools.combinations(values, 2):
+            matched = [
+                match_places(position, side, rows[held, case, first], rows[held, case, second])
+                for case in cases
+                if (held, case, first) in rows and (held, case, second) in rows
+            ]
+            if sum(len(a) for a, _ in matched) >= 2:
+                a, b = (np.concatenate(part) for part in zip(*matched, strict=True))
+                pairs.append(RegisteredPair(held, first, second, a, b))
+    return pairs
+
+
+def match_places(
+    position: FloatArray, side: FloatArray, rows_a: IntArray, rows_b: IntArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of two slides that are each other's nearest and closer than the tolerance.
+
+    Args:
+        position: (n, 2) microns, of the whole table.
+        side: (n,) side of each tile in microns.
+        rows_a: Rows of one slide.
+        rows_b: Rows of the other.
+
+    Returns:
+        Matching rows, two arrays of one length.
+    """
+    _, to_b = cKDTree(position[rows_b]).query(position[rows_a])
+    _, to_a = cKDTree(position[rows_a]).query(position[rows_b])
+    mutual = np.flatnonzero(to_a[to_b] == np.arange(len(rows_a)))
+    a, b = rows_a[mutual], rows_b[to_b[mutual]]
+    near = np.linalg.norm(position[a] - position[b], axis=1) <= TOLERANCE * np.minimum(side[a], side[b])
+    return a[near].astype(np.int64), b[near].astype(np.int64)
+
+
+def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Raise ManifestError naming the columns that `frame` lacks."""
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise ManifestError(
+            f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
+            f"(there are {', '.join(map(str, frame))})."
+        )
+
+
+def _tile_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
+    side: npt.NDArray[np.float64] = frame["tile_px"].to_numpy(np.float64) * frame["mpp"].to_numpy(np.float64)
+    return side

@@ -1,0 +1,147 @@
+"""From a training run, private and full of state, to the folder that is the product."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pathokd.errors import WeightsError
+from pathokd.export.checkpoint import export_student
+from pathokd.models.build import build_timm
+from pathokd.models.cards import ModelCard
+from pathokd.models.encoder import Encoder
+from pathokd.models.projector import Projector, make_projector
+from pathokd.models.standardize import Standardizer
+
+SCHEMA = "distillation/1"
+Which = Literal["best", "last"]
+
+
+def export_run(
+    run: str | Path,
+    out_dir: str | Path,
+    *,
+    which: Which | None = None,
+    untrained: bool = False,
+    half: bool = False,
+    licence: str | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Export the student of a run: its moving average if it has one, with its projectors as adaptor heads.
+
+    The heads are exported together with the statistics their targets were standardised by, so that they map the
+    student's tokens to the teacher's own space.
+
+    Args:
+        run: folder of a `fit`, or a `.ckpt` file.
+        out_dir: folder to make.
+        which: `best` or `last` checkpoint of the folder; by default the best if there is one.
+        untrained: export the same student with random weights and no heads, as a control.
+        half: store fp16 weights.
+        licence: licence of the student; by default the teacher's.
+        name: the model's name; by default the folder's.
+        overwrite: replace an earlier export.
+
+    Raises:
+        WeightsError: no checkpoint there, or it is none of pathokd's.
+    """
+    path = find_checkpoint(Path(run), which)
+    checkpoint = _load(path)
+    facts = checkpoint["pathokd"]
+    card = ModelCard(**facts["student_card"])
+    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(facts["student"]["seed"])
+        encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=card.image_px), card)
+    adaptors: dict[str, nn.Module] = {}
+    if not untrained:
+        net = "ema.model." if facts["ema"] else "net."
+        encoder.model.load_state_dict(_under(state, f"{net}encoder.model."))
+        adaptors = dict(_adaptors(facts, state, net, card.embed_dim))
+    return export_student(
+        encoder,
+        out_dir,
+        adaptors=adaptors,
+        facts=_public_facts(facts, path, untrained),
+        licence=licence,
+        name=name,
+        half=half,
+        overwrite=overwrite,
+    )
+
+
+def find_checkpoint(run: Path, which: Which | None = None) -> Path:
+    """The checkpoint file of a run.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    if run.is_file():
+        return run
+    names = [which] if which else ["best", "last"]
+    for name in names:
+        if (run / "checkpoints" / f"{name}.ckpt").is_file():
+            return run / "checkpoints" / f"{name}.ckpt"
+    raise WeightsError(f"{run} holds no checkpoints/{names[-1]}.ckpt: give the folder of a `pathokd fit`, or a .ckpt file.")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (torch raises many kinds for a file that is no checkpoint)
+        raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): train again.") from error
+    if checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
+        raise WeightsError(f"{path} was not written by `pathokd fit` (expected schema {SCHEMA!r} in it).")
+    return checkpoint
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _adaptors(
+    facts: Mapping[str, Any], state: Mapping[str, Tensor], net: str, width: int
+) -> list[tuple[str, nn.Module]]:
+    heads = []
+    for teacher, tokens, dim in facts["targets"]:
+        spec = facts["projector"]
+        head = make_projector(spec["kind"], width, dim, spec["hidden_dim"])
+        head.load_state_dict(_under(state, f"{net}heads.{teacher}__{tokens}."))
+        statistics = _under(state, f"statistics.{teacher}__{tokens}.")
+        if statistics:
+            standardizer = Standardizer(dim)
+            standardizer.load_state_dict(statistics)
+            head = fold(head, standardizer)
+        heads.append((f"{teacher}.{tokens}", head))
+    return heads
+
+
+@torch.no_grad()
+def fold(head: Projector, standardizer: Standardizer) -> Projector:
+    """A projector that ends in the teacher's own space: scale (W x + b) + mean = (scale W) x + (scale b + mean)."""
+    folded = copy.deepcopy(head)
+    last: nn.Linear = folded.net[-1]  # type: ignore[assignment]
+    scale = standardizer.std + standardizer.eps
+    last.weight.mul_(scale[:, None])
+    last.bias.mul_(scale).add_(standardizer.mean)
+    return folded
+
+
+def _public_facts(facts: Mapping[str, Any], path: Path, untrained: bool) -> dict[str, Any]:
+    teachers = {key: teacher["card"]["name"] for key, teacher in facts["teachers"].items()}
+    if untrained:
+        return {"teacher": None, "data": "none: random weights, a control", "metrics": {}}
+    return {
+        "teacher": ", ".join(teachers.values()),
+        "teachers": {
+            key: {"name": teachers[key], "weights_sha256": teacher["weights_sha256"]}
+            for key, teacher in facts["teachers"].items()
+        },
+        "data": facts["facts"].get("data"),
+        "metrics": facts["metrics"],
+        "run": str(path.parent.parent.name),
+    }

@@ -1,0 +1,99 @@
+"""Whole files or none: atomic writes, fingerprints, and the headers that decide whether a result may be reused."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pathokd._version import __version__
+from pathokd.errors import StoreError
+
+Header = dict[str, Any]
+"""JSON-able facts about a file: `schema`, `version`, and the settings that made it."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure.
+
+    A reader therefore sees the old file, the new file, or none, also after SIGKILL. The temporary name starts with
+    a dot and ends in `.part` so that globs for results never match it.
+
+    Raises:
+        StoreError: the disk is full or the folder cannot be written to.
+    """
+    target = Path(path)
+    part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        # Only troubles of *this* write become a StoreError; an unreadable input keeps its own error.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreError(
+                f"Cannot write {target}: {error.strerror}. Free some space or choose another output folder; "
+                "nothing half-written was left behind."
+            ) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, atomically."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path`, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hex digits that identify a JSON-able value (SHA-256 of its canonical JSON)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_header(schema: str, settings: Mapping[str, Any]) -> Header:
+    """Header of a result file: `schema` as NAME/VERSION, the package version, and the settings that made it."""
+    return {"schema": schema, "version": __version__, "settings": dict(settings)}
+
+
+def check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path) -> None:
+    """Accept `found` only if it was made by the same schema and settings as `wanted`.
+
+    The package version may differ: it is recorded for people, the schema decides for programs.
+
+    Raises:
+        StoreError: names the first field that differs, with both values.
+    """
+    for field, have, want in _differences(found, wanted):
+        raise StoreError(
+            f"{path} was made with {field} = {have!r}, this run asks for {want!r}: "
+            "pass --overwrite to redo it, or another output folder."
+        )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    if found.get("schema") != wanted["schema"]:
+        yield "schema", found.get("schema"), wanted["schema"]
+    have, want = found.get("settings", {}), wanted["settings"]
+    for field in sorted({*have, *want}):
+        if have.get(field) != want.get(field):
+            yield field, have.get(field), want.get(field)

@@ -1,0 +1,111 @@
+"""Targets on one scale: each dimension minus its mean, over its standard deviation."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Standardizer(nn.Module):
+    """Per-dimension standardisation with running or stored statistics.
+
+    Teacher dimensions differ in scale by orders of magnitude, so without it a regression loss learns a few
+    of them. Statistics are those of *all* rows seen, exactly, not a moving average: batches are merged by
+    the pairwise formula in fp64. They stop changing after `freeze_after` rows, so that the target of a long
+    run stands still.
+
+    Args:
+        dim: width of the vectors.
+        mean: stored mean; with `std`, the statistics are frozen from the start.
+        std: stored standard deviation, positive.
+        freeze_after: number of rows after which `update` does nothing; None never freezes.
+        eps: added to the standard deviation, against dimensions that do not vary.
+
+    Raises:
+        ValueError: a width below 1, or statistics that do not fit it.
+
+    Reference:
+        Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+        1979, eq. 2.1.
+    """
+
+    mean: Tensor
+    std: Tensor
+    count: Tensor
+    _mean64: Tensor
+    _m2: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mean: Float[Tensor, " dim"] | None = None,
+        std: Float[Tensor, " dim"] | None = None,
+        freeze_after: int | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}.")
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std come together: pass both or neither.")
+        self.dim, self.freeze_after, self.eps = dim, freeze_after, eps
+        self.stored = mean is not None
+        self.register_buffer("mean", torch.zeros(dim) if mean is None else _checked(mean, dim, "mean"))
+        self.register_buffer("std", torch.ones(dim) if std is None else _checked(std, dim, "std"))
+        if std is not None and bool((std <= 0).any()):
+            raise ValueError("std must be positive in every dimension.")
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("_mean64", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("_m2", torch.zeros(dim, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "*batch dim"]) -> None:
+        """Take the rows of `x` into the statistics, unless they are stored or frozen.
+
+        No device synchronisation: whether the limit is reached is decided on the device. A batch counts
+        whole or not at all.
+
+        Raises:
+            ValueError: another width than `dim`.
+        """
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"expected vectors of width {self.dim}, got {x.shape[-1]}.")
+        rows = x.detach().reshape(-1, self.dim)
+        if self.stored or rows.shape[0] == 0:
+            return
+        rows = rows.double()
+        batch_mean = rows.mean(dim=0)
+        batch_m2 = (rows - batch_mean).square().sum(dim=0)
+        n_a, n_b = self.count.double(), float(rows.shape[0])
+        n = n_a + n_b
+        # delta = mean_b - mean_a;  mean = mean_a + delta n_b / n;  M2 = M2_a + M2_b + delta^2 n_a n_b / n
+        delta = batch_mean - self._mean64
+        open_ = (
+            torch.ones_like(n, dtype=torch.bool)
+            if self.freeze_after is None
+            else self.count < self.freeze_after
+        )
+        mean = torch.where(open_, self._mean64 + delta * (n_b / n), self._mean64)
+        m2 = torch.where(open_, self._m2 + batch_m2 + delta.square() * (n_a * n_b / n), self._m2)
+        count = torch.where(open_, self.count + rows.shape[0], self.count)
+        self._mean64.copy_(mean)
+        self._m2.copy_(m2)
+        self.count.copy_(count)
+        self.mean.copy_(mean)
+        variance = m2 / (count - 1).clamp(min=1)
+        # One row has no spread: unit scale until there are two.
+        self.std.copy_(torch.where(count > 1, variance.sqrt(), torch.ones_like(variance)))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Standardise vectors, in fp32."""
+        return (x.float() - self.mean) / (self.std + self.eps)
+
+    def inverse(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Take standardised vectors back to the original scale, in fp32."""
+        return z.float() * (self.std + self.eps) + self.mean
+
+
+def _checked(value: Tensor, dim: int, name: str) -> Tensor:
+    if value.shape != (dim,):
+        raise ValueError(f"{name} must have shape ({dim},), got {tuple(value.shape)}.")
+    return value.detach().float().clone()

@@ -1,0 +1,151 @@
+"""Pixels out of a file, behind one small interface: OpenSlide first, tifffile and Pillow for what it
+refuses."""
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import openslide
+from PIL import ImageCms
+
+from pathokd.errors import SlideError
+from pathokd.slides.picture import SUFFIXES, PictureReader
+from pathokd.slides.tiff import TiffReader
+from pathokd.types import Rgb
+
+CACHE_BYTES = 256 * 2**20
+"""Decoded pixels that all slides of a process keep together."""
+
+
+class Reader(Protocol):
+    """One open file, closed when its last reference goes, so that no read in flight loses it.
+
+    `read_region` may be called from many threads at once.
+    """
+
+    vendor: str
+    dimensions: tuple[int, int]
+    level_dimensions: tuple[tuple[int, int], ...]
+    level_downsamples: tuple[float, ...]
+    properties: Mapping[str, str]
+    associated_images: tuple[str, ...]
+    icc_profile: bytes | None
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
+        """Pixels at `location` (level-0 top-left, any integers), white where the slide has none."""
+        ...
+
+
+class OpenSlideReader:
+    """A slide opened by OpenSlide.
+
+    OpenSlide latches errors: after one failed read every later call on the handle fails. `Slide` therefore
+    throws a failed reader away.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._slide = openslide.OpenSlide(path)
+        self._slide.set_cache(_shared_cache())
+        self.properties: Mapping[str, str] = dict(self._slide.properties)
+        self.vendor = self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.dimensions = self._slide.dimensions
+        self.level_dimensions = self._slide.level_dimensions
+        self.level_downsamples = self._slide.level_downsamples
+        self.associated_images = tuple(self._slide.associated_images)
+        self.icc_profile = _profile(self._slide)
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
+        """Pixels at `location`; OpenSlide itself places them at sub-pixel precision on coarser levels."""
+        try:
+            rgba = np.asarray(self._slide.read_region(location, level, size))
+        except openslide.OpenSlideError as error:
+            raise SlideError(str(error)) from error
+        return on_white(rgba)
+
+
+def open_reader(path: Path) -> Reader:
+    """Open `path` with the reader that understands it.
+
+    Raises:
+        SlideError: the file is missing, damaged, or of a format no reader knows.
+    """
+    if not path.exists():
+        raise SlideError(f"{path} does not exist: check the path (paths in a CSV are relative to the CSV).")
+    try:
+        return OpenSlideReader(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        return PictureReader(path) if path.suffix.lower() in SUFFIXES else TiffReader(path)
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideError(
+            f"OpenSlide refuses {path} ({_reason(error, path)}): "
+            "the file is damaged or of a variant it cannot read; copy it again from its source or convert it to a "
+            "tiled pyramidal TIFF."
+        ) from error
+
+
+def on_white(rgba: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Rgb:
+    """Lay an image with straight (not premultiplied) alpha on white.
+
+    Args:
+        rgba: shape (height, width, 4), contiguous.
+
+    Returns:
+        shape (height, width, 3), contiguous.
+    """
+    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    # One pass over whole pixels is several times faster than over a strided alpha channel.
+    if rgba.view("<u4").min() >= 0xFF000000:
+        return np.asarray(rgb, dtype=np.uint8)
+    weight = rgba[..., 3:].astype(np.uint16)
+    blended = (rgb * weight + 255 * (255 - weight) + 127) // 255
+    return blended.astype(np.uint8)
+
+
+def _profile(slide: openslide.OpenSlide) -> bytes | None:
+    """The slide's ICC profile; one that is damaged still counts as there, and is reported when it is used."""
+    try:
+        profile = slide.color_profile
+    except ImageCms.PyCMSError:
+        return b"damaged"
+    return None if profile is None else bytes(profile.tobytes())
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """OpenSlide's message without the path, which the sentence already names."""
+    return str(error).replace(f"Reading {path}:", "").strip().rstrip(".")
+
+
+_cache: tuple[int, openslide.OpenSlideCache] | None = None
+_cache_lock = threading.Lock()
+
+
+def _shared_cache() -> openslide.OpenSlideCache:
+    """The process's tile cache; a forked child makes its own, because the parent may have held its mutex."""
+    global _cache
+    with _cache_lock:
+        if _cache is None or _cache[0] != os.getpid():
+            _ABANDONED.append(_cache)
+            _cache = (os.getpid(), openslide.OpenSlideCache(CACHE_BYTES))
+        return _cache[1]
+
+
+_ABANDONED: list[object] = []
+"""Library objects inherited over a fork: kept alive, since freeing them could wait for a lock nobody will
+release."""
+
+
+def abandon(thing: object) -> None:
+    """Never finalise `thing` in this process."""
+    _ABANDONED.append(thing)
+
+
+def _after_fork() -> None:
+    global _cache_lock
+    _cache_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,179 @@
+"""From a folder, a glob, a file or a CSV to a list of slides with unique names."""
+
+import csv
+import glob
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pathokd.errors import ManifestError
+from pathokd.slides.manifest import COLUMNS, LABEL_COLUMNS
+from pathokd.slides.picture import SUFFIXES as PICTURES
+from pathokd.types import Mpp
+
+SUFFIXES = (
+    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .dcm .czi .zvi .avs".split()  # noqa: SIM905
+)
+"""File name endings that count as slides in a folder (case does not matter); pictures must be named or globbed, since
+label maps and overlays are pictures too."""
+
+ALIASES = {
+    "slide_id": ("slide_id", "sample_id", "name"),
+    "path": ("path", "wsi", "image_path", "slide_path", "slide", "filename"),
+    "mpp": ("mpp", "spacing_at_level_0", "mpp_level0"),
+}
+"""CSV column names that other tools use for the same thing, in order of preference."""
+
+
+@dataclass(frozen=True)
+class SlideSource:
+    """A slide to be tiled: where it is, what it is called, and what is known about it.
+
+    Args:
+        slide_id: unique within a run; names the output files.
+        path: absolute.
+        mpp: microns per level-0 pixel from the user, or None to take the file's.
+        metadata: further columns, carried into the manifest. `label_map` (an absolute path) is used, not
+            carried.
+    """
+
+    slide_id: str
+    path: Path
+    mpp: Mpp | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None = None) -> list[SlideSource]:
+    """List the slides of folders (searched in depth), globs, slide files and CSV files, each file once.
+
+    Slides without an id of their own are called by their file name without its ending; where that gives two
+    slides one name, both get a short hash of their path.
+
+    Args:
+        sources: one or several of the above.
+        mpp: microns per level-0 pixel for every slide whose CSV row gives none (`--mpp-level0`).
+
+    Raises:
+        ManifestError: nothing is found, a CSV lacks a path column, or two rows share a `slide_id`.
+    """
+    items = [sources] if isinstance(sources, str | Path) else list(sources)
+    found: dict[Path, SlideSource] = {}
+    for item in items:
+        for source in _expand(item):
+            found.setdefault(source.path, source)
+    if not found:
+        raise ManifestError(
+            f"No slides in {', '.join(map(str, items)) or 'an empty list'}: "
+            f"expected a folder, glob, slide file or CSV with files ending in {' '.join(SUFFIXES)}."
+        )
+    named = _with_unique_ids(list(found.values()))
+    return [SlideSource(s.slide_id, s.path, mpp if s.mpp is None else s.mpp, s.metadata) for s in named]
+
+
+def _expand(item: str | Path) -> Iterable[SlideSource]:
+    path = Path(item).expanduser()
+    if path.is_dir():
+        return _from_files(sorted(p for p in path.rglob("*") if _is_slide(p, path)))
+    if path.is_file():
+        return read_slide_csv(path) if path.suffix.lower() == ".csv" else _from_files([path])
+    if glob.has_magic(str(item)):
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        return _from_files([p for p in matches if p.is_file() and p.suffix.lower() in (*SUFFIXES, *PICTURES)])
+    raise ManifestError(f"{item} does not exist: expected a folder, glob, slide file or CSV.")
+
+
+def _is_slide(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _from_files(paths: Iterable[Path]) -> list[SlideSource]:
+    return [SlideSource("", path.absolute()) for path in paths]
+
+
+def read_slide_csv(path: Path) -> list[SlideSource]:
+    """Read a slide list: a path column, and optionally `slide_id`, `mpp`, `label_map` and any metadata
+    columns.
+
+    Relative paths are relative to the CSV. Column names of other tools are understood (see `ALIASES`). Files
+    need not exist yet: a missing one becomes a failed row of the run.
+
+    Raises:
+        ManifestError: no path column, an empty path, an mpp that is no number, or a column that a manifest
+            reserves.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+    columns = {field: next((a for a in names if a in header), None) for field, names in ALIASES.items()}
+    if columns["path"] is None:
+        raise ManifestError(
+            f"{path} has the columns {', '.join(header) or '(none)'}: "
+            f"expected one of {', '.join(ALIASES['path'])} with each slide's path."
+        )
+    free = [name for name in header if name and name not in columns.values()]
+    reserved = [n for n in free if n in COLUMNS or (n in LABEL_COLUMNS and "label_map" in header)]
+    if reserved:
+        raise ManifestError(
+            f"{path} has the column {reserved[0]}, which manifests use themselves: rename it."
+        )
+    return [_csv_row(path, number, row, columns, free) for number, row in enumerate(rows, start=2)]
+
+
+def _csv_row(
+    csv_path: Path, number: int, row: dict[str, str], columns: dict[str, str | None], free: list[str]
+) -> SlideSource:
+    def cell(name: str) -> str:
+        column = columns[name]
+        return "" if column is None else row.get(column, "")
+
+    if not cell("path"):
+        raise ManifestError(f"{csv_path}, line {number}: the path is empty; fill it in or remove the line.")
+    try:
+        mpp = float(cell("mpp")) if cell("mpp") else None
+    except ValueError as error:
+        raise ManifestError(
+            f"{csv_path}, line {number}: mpp is {cell('mpp')!r}, "
+            "expected microns per pixel such as 0.25, or nothing."
+        ) from error
+    metadata = {name: row.get(name, "") for name in free}
+    if metadata.get("label_map"):
+        metadata["label_map"] = str(_beside(csv_path, metadata["label_map"]))
+    return SlideSource(cell("slide_id"), _beside(csv_path, cell("path")), mpp, metadata)
+
+
+def _beside(csv_path: Path, name: str) -> Path:
+    return (csv_path.absolute().parent / Path(name).expanduser()).absolute()
+
+
+def _with_unique_ids(sources: list[SlideSource]) -> list[SlideSource]:
+    """Fill in ids. They become file names, also on disks that ignore case, so they are compared without
+    it."""
+    for source in sources:
+        if "/" in source.slide_id or "\\" in source.slide_id or source.slide_id.startswith("."):
+            raise ManifestError(
+                f"slide_id {source.slide_id!r} cannot name a file: leave out slashes and leading dots."
+            )
+    given = Counter(s.slide_id.casefold() for s in sources if s.slide_id)
+    for name, count in given.items():
+        if count > 1:
+            raise ManifestError(
+                f"{count} slides have the slide_id {name!r}: give each its own, or leave the cells empty."
+            )
+    stems = Counter(_stem(s.path).casefold() for s in sources if not s.slide_id)
+    named = []
+    for source in sources:
+        name = source.slide_id or _stem(source.path)
+        if not source.slide_id and (stems[name.casefold()] > 1 or name.casefold() in given):
+            name = f"{name}-{hashlib.sha256(str(source.path).encode()).hexdigest()[:8]}"
+        named.append(SlideSource(name, source.path, source.mpp, source.metadata))
+    return named
+
+
+def _stem(path: Path) -> str:
+    """File name without its ending; `.ome` goes with `.tif`."""
+    return path.stem.removesuffix(".ome") or path.name

@@ -1,0 +1,286 @@
+"""`tile_slides`: many slides to manifests, one outcome per slide, in threads, resumable."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from pathokd.errors import ManifestError, SlideError, StoreError
+from pathokd.files import atomic_path, check_header, write_json
+from pathokd.progress import Bars
+from pathokd.slides.contours import mask_geojson
+from pathokd.slides.grid import tile_grid
+from pathokd.slides.labels import read_label_map, tile_labels
+from pathokd.slides.manifest import TileManifest, TileSpec, empty_frame, read_header, typed
+from pathokd.slides.overlay import draw_overlay, jpeg_bytes
+from pathokd.slides.overview import Overview
+from pathokd.slides.slide import Slide
+from pathokd.slides.sources import SlideSource
+from pathokd.slides.tissue import NOT_BRIGHTFIELD, is_brightfield, tissue_fraction, tissue_mask
+from pathokd.types import Mask
+
+MASK_MAX_PX = 2048
+"""Longest side of the overview that the mask is made on."""
+OVERLAY_MAX_PX = 1600
+"""Longest side of the overlay picture."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One slide's row in summary.csv."""
+
+    slide_id: str
+    path: str
+    status: Literal["ok", "failed", "skipped"]
+    """"ok" = tiled now, "skipped" = an earlier run's result was reused, "failed" = see `message`."""
+    n_tiles: int
+    mpp_level0: float
+    mpp_source: str
+    seconds: float
+    message: str
+    """The failure's sentence, or warnings."""
+
+
+def tile_slides(
+    sources: list[SlideSource],
+    spec: TileSpec,
+    out_dir: str | Path,
+    *,
+    workers: int = 2,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Cut slides into tiles: find tissue, lay a grid, and write a manifest of the tiles that hold enough of
+    it.
+
+    Pixels are not read here, only overviews. Writes OUT/tiles/ID.parquet, OUT/geojson/ID.geojson and
+    OUT/overlays/ID.jpg per slide, and OUT/manifest.parquet and OUT/summary.csv over all. A slide that fails
+    is one row with its sentence; the others go on. Slides done by an earlier run with the same settings are
+    skipped, failed and half-written ones redone.
+
+    Args:
+        sources: from `find_slides`.
+        spec: how to cut.
+        out_dir: made if missing.
+        workers: slides at once, in threads.
+        overwrite: redo slides that are already done.
+
+    Returns:
+        the summary: one row per slide in the order of `sources`, columns as in `Outcome`.
+
+    Raises:
+        ManifestError: no sources.
+        StoreError: OUT holds tiles made with other settings (the message names the field), or cannot be
+            written.
+    """
+    if not sources:
+        raise ManifestError("No slides to tile: expected at least one.")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    out = Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file: name a folder for the output.")
+    done = set() if overwrite else {s.slide_id for s in sources if _is_done(s, spec, out)}
+    outcomes: dict[str, Outcome] = {}
+    with Bars() as bars, ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(_tile_or_reuse, s, spec, out, s.slide_id in done): s for s in sources}
+        try:
+            for outcome in bars.track(_results(futures), "tile slides", len(sources)):
+                outcomes[outcome.slide_id] = outcome
+                if outcome.status == "failed":
+                    bars.say(f"{outcome.slide_id}: {outcome.message}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    summary = pd.DataFrame([asdict(outcomes[s.slide_id]) for s in sources])
+    frames = [_read_tiles(out, o.slide_id) for o in outcomes.values() if o.status != "failed"]
+    TileManifest(_merge(frames, sources), spec).write(out / "manifest.parquet")
+    with atomic_path(out / "summary.csv") as part:
+        summary.to_csv(part, index=False)
+    return summary
+
+
+def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outcome:
+    """Tile one slide and write its files.
+
+    Raises:
+        SlideError: the slide cannot be used.
+        ManifestError: its label map cannot be used.
+    """
+    started = time.monotonic()
+    out = Path(out_dir)
+    with Slide(source.path, mpp=source.mpp, icc=spec.icc) as slide:
+        slide.check_mpp(spec.mpp, spec.allow_upsampling)
+        overview = slide.overview(mpp=spec.mask_mpp, max_px=MASK_MAX_PX)
+        if not is_brightfield(overview.rgb):
+            raise SlideError(NOT_BRIGHTFIELD.format(path=source.path))
+        mask = find_tissue(overview, slide.mpp)
+        frame = _tiles(source, spec, slide, overview, mask)
+        kept = frame[frame["tissue_fraction"] >= spec.min_tissue].reset_index(drop=True)
+        write_json(
+            out / "geojson" / f"{source.slide_id}.geojson",
+            mask_geojson(mask, overview.downsample, slide.dimensions),
+        )
+        picture = draw_overlay(
+            slide.overview(max_px=OVERLAY_MAX_PX),
+            mask,
+            overview.downsample,
+            kept["x"].to_numpy(),
+            kept["y"].to_numpy(),
+            spec.tile_um / slide.mpp,
+        )
+        with atomic_path(out / "overlays" / f"{source.slide_id}.jpg") as part:
+            part.write_bytes(jpeg_bytes(picture))
+        message = " ".join([*slide.warnings, *_remarks(len(frame), len(kept), overview, mask)])
+        facts = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
+        # Written last: this file is what says that the slide is done.
+        TileManifest(kept, spec, source_facts(source), facts).write(_tiles_path(out, source.slide_id))
+        return _outcome(source, "ok", len(kept), started, **facts)
+
+
+def find_tissue(overview: Overview, mpp_level0: float) -> Mask:
+    """Tissue on an overview. Unreadable places count as tissue, so that their tiles are tried, not dropped
+    unseen."""
+    mask: Mask = tissue_mask(overview.rgb, mpp_level0 * overview.downsample) | overview.unreadable
+    return mask
+
+
+def source_facts(source: SlideSource) -> dict[str, Any]:
+    """What a slide's tiles depend on besides the settings, for the header of its manifest."""
+    stat = source.path.stat() if source.path.exists() else None
+    return {
+        "slide": str(source.path),
+        "slide_bytes": None if stat is None else stat.st_size,
+        "mpp_given": source.mpp,
+        "metadata": dict(source.metadata),
+    }
+
+
+def _tiles(source: SlideSource, spec: TileSpec, slide: Slide, overview: Overview, mask: Mask) -> pd.DataFrame:
+    """Every tile of the grid with its tissue fraction and metadata."""
+    grid = tile_grid(
+        slide.dimensions,
+        slide.mpp,
+        mpp=spec.mpp,
+        tile_px=spec.tile_px,
+        stride_px=spec.stride_px,
+        border=spec.border,
+    )
+    columns: dict[str, Any] = {
+        "slide_id": source.slide_id,
+        "path": str(source.path),
+        "x": grid.x,
+        "y": grid.y,
+        "mpp": spec.mpp,
+        "mpp_level0": slide.mpp,
+        "tile_px": spec.tile_px,
+        "tissue_fraction": tissue_fraction(
+            mask, grid.x, grid.y, mask_downsample=overview.downsample, tile_level0=grid.side
+        ),
+        "flag": "",
+    }
+    frame = pd.DataFrame(columns, index=range(len(grid.x)))
+    for name, value in source.metadata.items():
+        if name != "label_map":
+            frame[name] = value
+    label_map = source.metadata.get("label_map")
+    if label_map:
+        classes, mpp, names = read_label_map(label_map)
+        labels = tile_labels(classes, mpp, grid.x, grid.y, slide.mpp, spec.tile_um)
+        frame["label"] = np.array([*names, ""], dtype=object)[labels.label]
+        frame["label_share"] = labels.share
+    return frame
+
+
+def _remarks(n_grid: int, n_kept: int, overview: Overview, mask: Mask) -> Iterator[str]:
+    """What a user should know about a slide that went through."""
+    if overview.unreadable.any():
+        yield (
+            f"{overview.unreadable.mean():.1%} of the overview cannot be read; tiles there are kept untested."
+        )
+    if n_grid == 0:
+        yield "The slide is smaller than one tile."
+    elif not mask.any():
+        yield "No tissue was found; look at the overlay."
+    elif n_kept == 0:
+        yield f"None of {n_grid} tiles holds enough tissue; look at the overlay or lower --min-tissue."
+
+
+def _tile_or_reuse(source: SlideSource, spec: TileSpec, out: Path, done: bool) -> Outcome:
+    """The slide's outcome; what is wrong with one slide becomes its row, what is wrong with OUT is raised."""
+    started = time.monotonic()
+    if done:
+        earlier = TileManifest.read(_tiles_path(out, source.slide_id))
+        return _outcome(source, "skipped", len(earlier.frame), started, **earlier.facts)
+    try:
+        return tile_slide(source, spec, out)
+    except (SlideError, ManifestError) as error:
+        for leftover in _slide_paths(out, source.slide_id):
+            leftover.unlink(missing_ok=True)
+        return _outcome(source, "failed", 0, started, message=str(error))
+
+
+def _outcome(
+    source: SlideSource,
+    status: Literal["ok", "failed", "skipped"],
+    n_tiles: int,
+    started: float,
+    *,
+    mpp_level0: float = float("nan"),
+    mpp_source: str = "",
+    message: str = "",
+) -> Outcome:
+    seconds = round(time.monotonic() - started, 2)
+    return Outcome(
+        source.slide_id, str(source.path), status, n_tiles, mpp_level0, mpp_source, seconds, message
+    )
+
+
+def _is_done(source: SlideSource, spec: TileSpec, out: Path) -> bool:
+    """True if an earlier run finished this slide with these settings; StoreError if with others."""
+    path = _tiles_path(out, source.slide_id)
+    if not path.exists():
+        return False
+    try:
+        header = read_header(path)
+    except ManifestError:
+        # Truncated, or not ours: redo it.
+        return False
+    check_header(header, TileManifest(empty_frame(), spec, source_facts(source)).header, path)
+    return True
+
+
+def _results(futures: dict[Future[Outcome], SlideSource]) -> Iterator[Outcome]:
+    for future in as_completed(futures):
+        yield future.result()
+
+
+def _slide_paths(out: Path, slide_id: str) -> tuple[Path, Path, Path]:
+    """Where a slide's tiles, outlines and overlay go."""
+    return (
+        out / "tiles" / f"{slide_id}.parquet",
+        out / "geojson" / f"{slide_id}.geojson",
+        out / "overlays" / f"{slide_id}.jpg",
+    )
+
+
+def _tiles_path(out: Path, slide_id: str) -> Path:
+    return _slide_paths(out, slide_id)[0]
+
+
+def _read_tiles(out: Path, slide_id: str) -> pd.DataFrame:
+    return TileManifest.read(_tiles_path(out, slide_id)).frame
+
+
+def _merge(frames: list[pd.DataFrame], sources: list[SlideSource]) -> pd.DataFrame:
+    """All tiles in the order of the sources; metadata that a slide lacks is empty."""
+    if not frames:
+        return empty_frame()
+    order = {source.slide_id: i for i, source in enumerate(sources)}
+    filled = [frame for frame in frames if len(frame)] or frames[:1]
+    merged: pd.DataFrame = pd.concat(filled)
+    return typed(merged.sort_values("slide_id", key=lambda ids: ids.map(order), kind="stable"))

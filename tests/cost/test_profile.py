@@ -1,0 +1,65 @@
+"""Counts against peers' figures and hand arithmetic; speed against a clock that is handed in."""
+
+import itertools
+
+import pytest
+import torch
+
+from pathokd.cost import count_gflops, count_params, measure_tiles_per_s, profile_model
+from pathokd.models.build import build_timm
+from pathokd.models.encoder import Encoder, make_card
+from pathokd.models.zoo import get_card
+
+
+def on_meta(name: str) -> Encoder:
+    card = get_card(name)
+    return Encoder(
+        build_timm(card.architecture, card.model_args, image_px=card.image_px, device="meta"), card
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops"), [("hoptimus0", 608.0), ("kaiko_vitb16", 35.0), ("h0_mini", 46.8)]
+)
+def test_gflops_of_peers(name: str, gflops: float) -> None:
+    assert count_gflops(on_meta(name)) == pytest.approx(gflops, rel=0.01)
+
+
+def test_gflops_by_hand() -> None:
+    """ViT of one block: 2 (patch embedding + qkv + attention twice + projection + MLP)."""
+    card = make_card("tiny", "vit_tiny_patch16_224", {"depth": 1}, image_px=64)
+    encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=64), card)
+    d, n, p = 192, 17, 16
+    macs = p * d * 3 * 16 * 16 + n * d * 3 * d + 2 * n * n * d + n * d * d + 2 * n * d * 4 * d
+    assert count_gflops(encoder) == pytest.approx(2 * macs / 1e9, rel=1e-9)
+
+
+def test_params_include_frozen_ones() -> None:
+    encoder = on_meta("h0_mini")
+    assert count_params(encoder.requires_grad_(False)) == 85_739_520
+
+
+def test_speed_is_the_median_batch() -> None:
+    durations = iter([1.0, 9.0, 1.0, 1.0, 1.0])
+    now = itertools.count()
+    state = {"t": 0.0}
+
+    def forward(_: torch.Tensor) -> None:
+        next(now)
+        state["t"] += next(durations)
+
+    speed = measure_tiles_per_s(forward, torch.zeros(4, 1), seconds=4.5, warmup=1, clock=lambda: state["t"])
+    assert speed == pytest.approx(4.0)  # batches of 9, 1, 1 seconds after one of warm-up
+    with pytest.raises(ValueError, match="not be negative"):
+        measure_tiles_per_s(forward, torch.zeros(1, 1), seconds=-1)
+
+
+def test_profile_measures_something() -> None:
+    card = make_card("tiny", "vit_tiny_patch16_224", {"depth": 1}, image_px=32)
+    encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=32), card).train()
+    cost = profile_model(encoder, batch_size=2, seconds=0.01)
+    assert cost.params == card.params
+    assert cost.tiles_per_s > 1
+    assert encoder.training
+    with pytest.raises(ValueError, match="batch_size"):
+        profile_model(encoder, batch_size=0)

@@ -1,0 +1,56 @@
+"""Embedder: order, sizes, precision, and agreement with the encoder itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from pathokd.embed import Embedder
+from pathokd.models import Encoder, readout
+
+
+def images(n: int, side: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["cls", "mean", "cls+mean"])
+def test_equals_the_encoder(encoder: Encoder, kind: str) -> None:
+    tiles = images(5, 56)
+    embedder = Embedder(encoder, kind, batch_size=2)
+    with torch.no_grad():
+        want = readout(encoder(torch.from_numpy(tiles).permute(0, 3, 1, 2)), kind)
+    got = embedder(tiles)
+    assert got.dtype == np.float32
+    assert got.shape == (5, embedder.dim)
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+def test_mixed_sizes_keep_their_order(encoder: Encoder) -> None:
+    small, large = images(2, 28, 1), images(2, 56, 2)
+    embedder = Embedder(encoder)
+    got = embedder([small[0], large[0], large[1], small[1]])
+    np.testing.assert_allclose(got[[0, 3]], embedder(small), atol=1e-5)
+    np.testing.assert_allclose(got[[1, 2]], embedder(large), atol=1e-5)
+
+
+def test_nothing_in_nothing_out(encoder: Encoder) -> None:
+    assert Embedder(encoder, "cls+mean")([]).shape == (0, 96)
+
+
+def test_bf16_is_close_and_returns_fp32(encoder: Encoder) -> None:
+    tiles = images(3, 56)
+    exact, fast = Embedder(encoder)(tiles), Embedder(encoder, precision="bf16")(tiles)
+    assert fast.dtype == np.float32
+    cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
+    assert cosine.min() > 0.999
+    assert not np.array_equal(exact, fast)
+
+
+def test_arguments_are_checked(encoder: Encoder) -> None:
+    with pytest.raises(ValueError, match=r"readout .*cls\+mean.* got 'CLS'"):
+        Embedder(encoder, "CLS")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"precision .* got 'fp16'"):
+        Embedder(encoder, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size"):
+        Embedder(encoder, batch_size=0)
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        Embedder(encoder)(np.zeros((2, 56, 56, 3), np.float32))  # type: ignore[arg-type]

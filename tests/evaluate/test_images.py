@@ -1,0 +1,48 @@
+"""Probing a labelled array, small and real."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathokd.errors import StoreError
+from pathokd.evaluate import probe_images
+from pathokd.evaluate.images import resize
+from pathokd.models import Encoder
+
+
+def test_colours_are_told_apart(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    base = np.array([[220, 120, 180], [120, 80, 170], [245, 240, 235]])[labels]
+    images = np.clip(base[:, None, None] + rng.normal(0, 15, (60, 28, 28, 3)), 0, 255).astype(np.uint8)
+    np.savez(tmp_path / "tiles.npz", images=images, labels=labels[:, None])
+    got = probe_images(encoders["student"], tmp_path / "tiles.npz", readout="mean")
+    assert got.accuracy > 0.95
+    assert got.knn10_accuracy > 0.95
+    assert (got.n, got.n_groups, got.n_classes) == (60, 60, 3)
+
+
+def test_resize_is_the_identity_at_the_same_size_and_keeps_the_mean() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    assert resize(images, 28) is images
+    large = resize(images, 224)
+    assert large.shape == (2, 224, 224, 3)
+    assert large.mean() == pytest.approx(images.mean(), abs=1.5)
+
+
+def test_other_files_are_refused(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="images and labels"):
+        probe_images(encoders["student"], tmp_path / "none.npz")
+    np.savez(tmp_path / "grey.npz", images=np.zeros((4, 28, 28), np.uint8), labels=np.zeros(4))
+    with pytest.raises(StoreError, match=r"uint8 images .* got uint8 \(4, 28, 28\)"):
+        probe_images(encoders["student"], tmp_path / "grey.npz")
+
+
+def test_real_tiles_are_readable(real_data: Path, encoders: dict[str, Encoder]) -> None:
+    """PathMNIST with an untrained toy model: above chance (1 in 9) by colour alone."""
+    got = probe_images(
+        encoders["student"], real_data / "tiles_pathmnist1k" / "pathmnist_train1000.npz", readout="mean"
+    )
+    assert (got.n, got.n_classes) == (1000, 9)
+    assert got.ci[0] > 0.2

@@ -1,0 +1,186 @@
+"""An exported folder is what was trained, in plain timm and in pathokd."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from pathokd.errors import StoreError, WeightsError
+from pathokd.export import export_student, load_adaptors
+from pathokd.export.card import licence_note
+from pathokd.models.build import SWIGLU_ARGS
+from pathokd.models.encoder import Encoder, load_encoder
+from pathokd.models.projector import make_projector
+from pathokd.models.standardize import Standardizer
+from pathokd.models.student import StudentSpec, build_student
+
+CASES: dict[str, StudentSpec] = {
+    "plain": StudentSpec("vit_tiny_patch16_224", {"depth": 2}, image_px=64, mpp=0.5),
+    "registers": StudentSpec("vit_tiny_patch16_224", {"depth": 2, "reg_tokens": 3}, image_px=64),
+    "width": StudentSpec(
+        "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 96, "num_heads": 2, "patch_size": 8}, image_px=32
+    ),
+    "swiglu": StudentSpec(
+        "vit_tiny_patch16_224",
+        {"depth": 2, "reg_tokens": 4, **SWIGLU_ARGS, "dynamic_img_size": True},
+        image_px=64,
+    ),
+    "swiglu-gelu": StudentSpec(
+        "vit_tiny_patch16_224", {"depth": 1, "mlp_layer": "SwiGLUPacked"}, image_px=32
+    ),
+    "dinov2": StudentSpec("vit_small_patch14_reg4_dinov2", {"depth": 1, **SWIGLU_ARGS}, image_px=56),
+}
+
+
+def student(name: str = "swiglu") -> Encoder:
+    encoder = build_student(CASES[name]).eval()
+    with torch.no_grad():  # weights that matter: LayerScale at 1e-5 would hide the blocks
+        for key, parameter in encoder.model.named_parameters():
+            if "ls" in key:
+                parameter.fill_(0.7)
+    return encoder
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_plain_timm_gives_the_same_class_token(name: str, tmp_path: Path) -> None:
+    encoder = student(name)
+    folder = export_student(encoder, tmp_path / "student")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    side = encoder.card.image_px
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    with torch.no_grad():
+        pixels = encoder.preprocess(images)
+        torch.testing.assert_close(model(pixels), encoder(images).cls, atol=1e-5, rtol=1e-5)
+        again = load_encoder(folder).eval()
+        torch.testing.assert_close(again(images).patches, encoder(images).patches, atol=1e-5, rtol=1e-5)
+    assert again.weights_sha256 == encoder.weights_sha256
+    config = timm.data.resolve_model_data_config(model)
+    assert tuple(config["mean"]) == encoder.card.mean
+    assert tuple(config["input_size"]) == (3, side, side)
+
+
+def test_the_default_student_loads_in_plain_timm(tmp_path: Path) -> None:
+    """H0-mini's shape: SwiGLU at width 768, which no timm name has."""
+    encoder = build_student(StudentSpec())
+    folder = export_student(encoder, tmp_path / "vitb")
+    config = json.loads((folder / "config.json").read_text())
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 85_739_520
+    assert config["num_features"] == 768
+    assert config["pathokd"]["card"]["architecture"] == "vit_base_patch14_reg4_dinov2"
+
+
+def test_layers_only_pathokd_resolves_are_documented(tmp_path: Path) -> None:
+    spec = StudentSpec("vit_tiny_patch16_224", {"depth": 1, "mlp_layer": "GluMlp"}, image_px=32)
+    encoder = build_student(spec).eval()
+    folder = export_student(encoder, tmp_path / "s")
+    assert "pretrained=True, mlp_layer=timm.layers.GluMlp).eval()" in (folder / "README.md").read_text()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, mlp_layer=timm.layers.GluMlp).eval()
+    with torch.no_grad():
+        x = torch.rand(1, 3, 32, 32)
+        torch.testing.assert_close(model(encoder.preprocess(x)), encoder(x).cls, atol=1e-5, rtol=1e-5)
+
+
+def test_card_and_config_state_the_facts(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {
+        "teacher": "h0_mini",
+        "data": "phantom slides",
+        "metrics": {"cosine_cls": 0.91234},
+    }
+    head = make_projector("linear", 192, 32)
+    folder = export_student(
+        student(), tmp_path / "s", adaptors={"embedded.cls": head}, facts=facts, licence="CC-BY-NC-ND-4.0"
+    )
+    text = (folder / "README.md").read_text()
+    for words in (
+        "h0_mini",
+        "phantom slides",
+        "| cosine_cls | 0.9123 |",
+        "forbid commercial use",
+        "local-dir:",
+        "embedded.cls | 192 | 32",
+    ):
+        assert words in text
+    own = json.loads((folder / "config.json").read_text())["pathokd"]
+    assert own["teacher"] == "h0_mini"
+    assert own["licence"] == "CC-BY-NC-ND-4.0"
+    assert own["metrics"] == {"cosine_cls": 0.91234}
+    assert {"mpp", "readout", "data", "version"} <= own.keys()
+    assert load_encoder(folder).card.licence == "CC-BY-NC-ND-4.0"
+
+
+@pytest.mark.parametrize(
+    ("licence", "words"),
+    [
+        ("CC-BY-NC-ND-4.0", "sharing of derived works"),
+        ("Owkin non-commercial", "no commercial use"),
+        ("Apache-2.0", "keep its notices"),
+        ("unknown", "not known"),
+    ],
+)
+def test_licence_in_words(licence: str, words: str) -> None:
+    assert words in licence_note(licence, "t").replace("\n", " ")
+
+
+def test_adaptors_round_trip(tmp_path: Path) -> None:
+    standardizer = Standardizer(32)
+    standardizer.update(torch.randn(50, 32) * 3 + 1)
+    heads = {
+        "t.cls": make_projector("mlp", 192, 32, 64),
+        "t.patches": make_projector("linear", 192, 32),
+        "t.std": standardizer,
+    }
+    folder = export_student(student(), tmp_path / "s", adaptors=heads)
+    again = load_adaptors(f"local-dir:{folder}")
+    assert again.keys() == heads.keys()
+    x = torch.rand(2, 192)
+    torch.testing.assert_close(again["t.cls"](x), heads["t.cls"](x))
+    torch.testing.assert_close(again["t.std"](x[:, :32]), standardizer(x[:, :32]))
+    assert load_adaptors(export_student(student(), tmp_path / "none")) == {}
+
+
+def test_adaptor_errors(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="Projector or a Standardizer, got Linear"):
+        export_student(student(), tmp_path / "s", adaptors={"x": torch.nn.Linear(1, 1)})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(WeightsError, match="no folder"):
+        load_adaptors(tmp_path / "nothing")
+    folder = export_student(student(), tmp_path / "s", adaptors={"x": make_projector("linear", 2, 2)})
+    (folder / "adaptors.json").write_text('{"x": {"type": "linear"}}')
+    with pytest.raises(WeightsError, match="damaged"):
+        load_adaptors(folder)
+
+
+def test_an_existing_folder_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    folder = export_student(student("plain"), tmp_path / "s")
+    with pytest.raises(StoreError, match="--overwrite"):
+        export_student(student(), folder)
+    export_student(student(), folder, overwrite=True)
+    assert load_encoder(folder).card.num_prefix_tokens == 5
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("x")
+    with pytest.raises(StoreError, match="not an exported student"):
+        export_student(student(), tmp_path / "other", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "s"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathokd.export.checkpoint.save_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        export_student(student(), tmp_path / "s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_leaves_the_student_as_it_was(tmp_path: Path) -> None:
+    encoder = student().train()
+    before = encoder.weights_sha256
+    export_student(encoder, tmp_path / "s")
+    assert encoder.training
+    assert encoder.weights_sha256 == before

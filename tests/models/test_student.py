@@ -1,0 +1,125 @@
+"""Where a student's weights come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pathokd.errors import WeightsError
+from pathokd.models.build import build_timm
+from pathokd.models.encoder import Encoder, make_card
+from pathokd.models.student import StudentSpec, build_student, even_layers
+
+ARCH = "vit_tiny_patch16_224"
+SMALL: dict[str, Any] = {"reg_tokens": 2, "init_values": 1e-5}
+
+
+def teacher(depth: int = 6) -> Encoder:
+    args = {**SMALL, "depth": depth}
+    card = make_card(
+        "t", ARCH, args, image_px=32, mpp=0.5, mean=(0.7, 0.6, 0.7), std=(0.2, 0.2, 0.2), licence="MIT"
+    )
+    return Encoder(build_timm(ARCH, args, image_px=32), card)
+
+
+def spec(**changes: Any) -> StudentSpec:
+    return StudentSpec(
+        **{"architecture": ARCH, "model_args": {**SMALL, "depth": 3}, "image_px": 32, **changes}
+    )
+
+
+def test_default_is_h0_mini() -> None:
+    student = build_student(StudentSpec())
+    assert student.card.params == 85_739_520
+    assert student.card.num_prefix_tokens == 5
+    assert student.model.blocks[0].mlp.fc1.weight.shape == (4096, 768)
+    assert isinstance(student.model.blocks[0].mlp.act, torch.nn.SiLU)
+
+
+def test_facts_come_from_the_teacher_unless_given() -> None:
+    student = build_student(spec(), teacher())
+    assert (student.card.mean, student.card.mpp, student.card.licence) == ((0.7, 0.6, 0.7), 0.5, "MIT")
+    other = build_student(spec(mpp=1.0, mean=(0.1, 0.1, 0.1)), teacher())
+    assert (other.card.mean, other.card.std, other.card.mpp) == ((0.1, 0.1, 0.1), (0.2, 0.2, 0.2), 1.0)
+
+
+def test_seed_alone_decides() -> None:
+    state = torch.get_rng_state()
+    first = build_student(spec(seed=3)).weights_sha256
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert build_student(spec(seed=3)).weights_sha256 == first
+    assert build_student(spec(seed=4)).weights_sha256 != first
+
+
+def test_teacher_layers_are_copied_evenly() -> None:
+    source = teacher()
+    student = build_student(spec(init="teacher-layers"), source)
+    for own, theirs in enumerate(even_layers(3, 6)):
+        torch.testing.assert_close(
+            student.model.blocks[own].attn.qkv.weight, source.model.blocks[theirs].attn.qkv.weight
+        )
+    for name in ("cls_token", "reg_token", "pos_embed", "norm.weight", "patch_embed.proj.weight"):
+        torch.testing.assert_close(student.model.state_dict()[name], source.model.state_dict()[name])
+    student.model.cls_token.data.add_(1)
+    assert not torch.equal(student.model.cls_token, source.model.cls_token)
+
+
+def test_named_layers() -> None:
+    source = teacher()
+    student = build_student(spec(init="teacher-layers", layers=[5, 0, 0]), source)
+    torch.testing.assert_close(student.model.blocks[0].mlp.fc1.weight, source.model.blocks[5].mlp.fc1.weight)
+    torch.testing.assert_close(student.model.blocks[2].mlp.fc1.weight, source.model.blocks[0].mlp.fc1.weight)
+
+
+def test_a_copy_of_all_layers_is_the_teacher() -> None:
+    source = teacher()
+    args = {**SMALL, "depth": 6}
+    assert (
+        build_student(spec(init="teacher-layers", model_args=args), source).weights_sha256
+        == source.weights_sha256
+    )
+
+
+def test_even_layers() -> None:
+    assert even_layers(12, 40)[0] == 0
+    assert even_layers(12, 40)[-1] == 39
+    assert len(set(even_layers(12, 40))) == 12
+    assert even_layers(4, 4) == [0, 1, 2, 3]
+    assert even_layers(1, 7) == [6]
+    with pytest.raises(ValueError, match="1 to 4 blocks"):
+        even_layers(5, 4)
+
+
+def test_layers_that_do_not_fit_are_named() -> None:
+    source = teacher()
+    with pytest.raises(ValueError, match="needs a teacher"):
+        build_student(spec(init="teacher-layers"))
+    with pytest.raises(ValueError, match="goes with init: teacher-layers"):
+        spec(layers=[0])
+    with pytest.raises(ValueError, match=r"per student block \(3\), got 2"):
+        build_student(spec(init="teacher-layers", layers=[0, 1]), source)
+    with pytest.raises(ValueError, match="0 to 5, got 6"):
+        build_student(spec(init="teacher-layers", layers=[0, 1, 6]), source)
+    with pytest.raises(ValueError, match=r"the student's .* has shape"):
+        build_student(spec(init="teacher-layers", architecture="vit_small_patch16_224"), source)
+
+
+def test_weights_of_a_folder(tmp_path: Path) -> None:
+    first = build_student(spec(seed=5))
+    save_file(dict(first.model.state_dict()), tmp_path / "model.safetensors")
+    config = {"architecture": ARCH, "model_args": {**SMALL, "depth": 3, "img_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = build_student(spec(init=str(tmp_path), seed=6))
+    assert again.weights_sha256 == first.weights_sha256
+    with pytest.raises(WeightsError, match="do not fit"):
+        build_student(spec(init=str(tmp_path), model_args={**SMALL, "depth": 4}))
+
+
+def test_timm_weights_offline_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match=r"could not be fetched|no pretrained weights"):
+        build_student(StudentSpec(architecture=ARCH, model_args={}, init="timm"))

@@ -1,0 +1,119 @@
+"""Files that OpenSlide refuses: OME-TIFF, plain and planar TIFF, pictures; and the sentences for what nobody
+reads."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tifffile
+from PIL import Image
+
+from pathokd.errors import SlideError
+from pathokd.slides import Slide, inspect_slide
+
+Picture = npt.NDArray[np.uint8]
+
+
+@pytest.fixture
+def picture() -> Picture:
+    return np.random.default_rng(0).integers(0, 255, (700, 900, 3)).astype(np.uint8)
+
+
+def write_ome(path: Path, levels: list[Picture], unit: str = "µm", size: float = 0.25) -> Path:
+    facts = {
+        "PhysicalSizeX": size,
+        "PhysicalSizeXUnit": unit,
+        "PhysicalSizeY": size,
+        "PhysicalSizeYUnit": unit,
+    }
+    options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib"}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(levels[0], subifds=len(levels) - 1, metadata={"axes": "YXS", **facts}, **options)
+        for level in levels[1:]:
+            writer.write(level, subfiletype=1, **options)
+    return path
+
+
+def test_ome_pyramid(tmp_path: Path, picture: Picture) -> None:
+    half = picture[::2, ::2].copy()
+    with Slide(write_ome(tmp_path / "a.ome.tif", [picture, half])) as slide:
+        assert (slide.vendor, slide.mpp, slide.mpp_source) == ("ome-tiff", 0.25, "ome")
+        assert slide.dimensions == (900, 700)
+        assert slide.level_downsamples == (1.0, 2.0)
+        assert np.array_equal(slide.read_tile(130, 270, mpp=0.25, tile_px=300), picture[270:570, 130:430])
+        assert np.array_equal(slide.read_tile(100, 200, mpp=0.5, tile_px=150), half[100:250, 50:200])
+        edge = slide.read_tile(800, 600, mpp=0.25, tile_px=200)
+        assert np.array_equal(edge[:100, :100], picture[600:, 800:])
+        assert (edge[100:] == 255).all()
+        assert (slide.read_tile(-300, 0, mpp=0.25, tile_px=100) == 255).all()
+        copy = pickle.loads(pickle.dumps(slide))
+        assert np.array_equal(copy.thumbnail(100), slide.thumbnail(100))
+
+
+@pytest.mark.parametrize(("unit", "size"), [("nm", 250.0), ("mm", 0.00025)])
+def test_ome_units(tmp_path: Path, picture: Picture, unit: str, size: float) -> None:
+    with Slide(write_ome(tmp_path / "a.ome.tif", [picture], unit, size)) as slide:
+        assert slide.mpp == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"planarconfig": "separate"}, {"tile": (256, 256), "planarconfig": "separate"}]
+)
+def test_plain_tiff(tmp_path: Path, picture: Picture, options: dict[str, object]) -> None:
+    path = tmp_path / "plain.tif"
+    planar = "planarconfig" in options
+    tifffile.imwrite(
+        path, np.moveaxis(picture, -1, 0) if planar else picture, photometric="rgb",
+        resolution=(40_000, 40_000), resolutionunit="CENTIMETER", metadata=None, **options,
+    )  # fmt: skip
+    with Slide(path) as slide:
+        assert slide.mpp == 0.25
+        assert np.array_equal(slide.read_tile(500, 400, mpp=0.25, tile_px=100), picture[400:500, 500:600])
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.uint16), np.zeros((5, 64, 64), np.uint8)],
+)
+def test_no_rgb(tmp_path: Path, pixels: npt.NDArray[np.generic]) -> None:
+    path = tmp_path / "odd.ome.tif"
+    tifffile.imwrite(path, pixels)
+    with pytest.raises(SlideError, match="expected one 8-bit RGB image"):
+        Slide(path)
+
+
+def test_damaged_ome_tile(tmp_path: Path, picture: Picture) -> None:
+    path = write_ome(tmp_path / "a.ome.tif", [picture])
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[0]
+    with open(path, "r+b") as raw:
+        raw.seek(offset)
+        raw.write(b"\0" * 5000)
+    with Slide(path) as slide:
+        with pytest.raises(SlideError, match="cannot be read at x=0, y=0"):
+            slide.read_tile(0, 0, mpp=0.25, tile_px=100)
+        assert np.array_equal(slide.read_tile(300, 300, mpp=0.25, tile_px=100), picture[300:400, 300:400])
+
+
+def test_png_with_alpha_and_given_mpp(tmp_path: Path, picture: Picture) -> None:
+    alpha = np.full((700, 900), 255, np.uint8)
+    alpha[:100] = 0
+    Image.fromarray(np.dstack([picture, alpha])).save(tmp_path / "field.png")
+    with Slide(tmp_path / "field.png", mpp=0.5) as slide:
+        assert slide.vendor == "picture"
+        tile = slide.read_tile(10, 50, mpp=0.5, tile_px=100)
+        assert (tile[:50] == 255).all()
+        assert np.array_equal(tile[50:], picture[100:150, 10:110])
+    assert "no mpp" in inspect_slide(tmp_path / "field.png")["error"]
+
+
+def test_inspect(tmp_path: Path, picture: Picture) -> None:
+    facts = inspect_slide(write_ome(tmp_path / "a.ome.tif", [picture, picture[::2, ::2].copy()]))
+    assert facts["usable"]
+    assert facts["error"] is None
+    assert facts["levels"][1] == {"width": 450, "height": 350, "downsample": 2.0, "mpp": 0.5}
+    broken = inspect_slide(tmp_path / "none.svs")
+    assert not broken["usable"]
+    assert "does not exist" in broken["error"]

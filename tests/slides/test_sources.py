@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from pathokd.errors import ManifestError
+from pathokd.slides import find_slides
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.svs", "sub/a.tif", "b.ome.tif", "notes.txt", ".hidden/c.svs", "D.NDPI", ".x.svs.part"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def test_folder(folder: Path) -> None:
+    found = find_slides(folder)
+    assert [s.path.name for s in found] == ["D.NDPI", "a.svs", "b.ome.tif", "a.tif"]
+    ids = [s.slide_id for s in found]
+    assert len(set(ids)) == 4
+    assert ids[0] == "D"
+    assert ids[2] == "b"
+    # Equal stems: both get a hash, so that the order of listing does not decide who keeps the name.
+    assert ids[1].startswith("a-")
+    assert ids[3].startswith("a-")
+    assert find_slides(folder) == found
+
+
+def test_glob_and_list_and_doubles(folder: Path) -> None:
+    assert [s.slide_id for s in find_slides(str(folder / "*.svs"))] == ["a"]
+    assert len(find_slides([folder / "a.svs", str(folder / "*.svs"), folder])) == 4
+
+
+def test_case_is_no_difference(tmp_path: Path) -> None:
+    (tmp_path / "A.svs").touch()
+    (tmp_path / "a.tif").touch()
+    ids = [s.slide_id.casefold() for s in find_slides(tmp_path)]
+    assert len(set(ids)) == 2
+
+
+def test_csv(folder: Path) -> None:
+    table = folder / "list.csv"
+    table.write_text(
+        "﻿slide_id, path ,mpp,stain,label_map\nx,a.svs,0.25,HE,maps/x.png\n,sub/a.tif,,IHC,\n",
+        encoding="utf-8",
+    )
+    first, second = find_slides(table, mpp=0.5)
+    assert (first.slide_id, first.path, first.mpp) == ("x", folder / "a.svs", 0.25)
+    assert first.metadata == {"stain": "HE", "label_map": str(folder / "maps/x.png")}
+    assert (second.slide_id, second.mpp, second.metadata["stain"]) == ("a", 0.5, "IHC")
+
+
+@pytest.mark.parametrize("header", ["wsi,mpp", "image_path,spacing_at_level_0", "sample_id,image_path,mpp"])
+def test_aliases(folder: Path, header: str) -> None:
+    row = {"wsi": "a.svs", "image_path": "a.svs", "mpp": "0.3", "spacing_at_level_0": "0.3", "sample_id": "q"}
+    (folder / "l.csv").write_text(f"{header}\n{','.join(row[c] for c in header.split(','))}\n")
+    (source,) = find_slides(folder / "l.csv")
+    assert (source.path, source.mpp, source.metadata) == (folder / "a.svs", 0.3, {})
+    assert source.slide_id == ("q" if "sample_id" in header else "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,stain\na,b\n", "expected one of path"),
+        ("path,mpp\na.svs,half\n", "line 2: mpp is 'half'"),
+        ("path,mpp\n,0.5\n", "line 2: the path is empty"),
+        ("path,flag\na.svs,1\n", "column flag"),
+        ("slide_id,path\nq,a.svs\nq,D.NDPI\n", "2 slides have the slide_id 'q'"),
+        ("slide_id,path\nq/r,a.svs\n", "slashes"),
+        ("path\n", "No slides in"),
+    ],
+)
+def test_csv_errors(folder: Path, text: str, message: str) -> None:
+    (folder / "l.csv").write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        find_slides(folder / "l.csv")
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match="No slides in"):
+        find_slides(tmp_path / "empty")
+    with pytest.raises(ManifestError, match="No slides in"):
+        find_slides(str(tmp_path / "*.svs"))
+    with pytest.raises(ManifestError, match="does not exist"):
+        find_slides(tmp_path / "nowhere")
+    with pytest.raises(ManifestError, match="an empty list"):
+        find_slides([])
