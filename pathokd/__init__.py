@@ -27,7 +27,7 @@ _PUBLIC = {
     "load_encoder": "pathokd.models.encoder",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (the names are resolved by __getattr__)
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+
+from pathokd.phantom import write_pyramid
+from pathokd.slides.manifest import TileManifest, TileSpec
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,44 @@ def real_data() -> Path:
     if not (path / "README.md").is_file():
         pytest.fail(f"PATHOKD_REAL_DATA={folder} holds no README.md: it should be a copy of shared/data")
     return path
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed folder of 48 tiles of 64 px: two stains of grainy colour, one slide a patient."""
+    from pathokd.data.pack import PackSpec, pack_tiles
+
+    folder = tmp_path_factory.mktemp("tiles")
+    pack_tiles(write_manifest(folder), folder / "packed", PackSpec(shard_tiles=20), workers=1)
+    return folder / "packed"
+
+
+def write_manifest(folder: Path, slides: int = 3) -> Path:
+    """Small slides of random blobs, and the manifest of their tiles (16 a slide)."""
+    import cv2
+
+    rows = []
+    for number in range(slides):
+        rng = np.random.default_rng(number)
+        blobs = cv2.resize(rng.integers(60, 250, (32, 32, 3), dtype=np.uint8), (256, 256))
+        path = folder / f"slide {number}.é.tif"
+        write_pyramid(path, blobs, 0.5)
+        rows += [
+            {"slide_id": f"slide {number}.é", "path": str(path), "x": x, "y": y, "patient": f"p{number}"}
+            for x in range(0, 256, 64)
+            for y in range(0, 256, 64)
+        ]
+    frame = pd.DataFrame(rows).assign(mpp=0.5, mpp_level0=0.5, tile_px=64, tissue_fraction=1.0, flag="")
+    TileManifest(frame, TileSpec(tile_px=64)).write(folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ViT with registers for 32 px, exported as a folder."""
+    from pathokd.export import export_student
+    from pathokd.models import StudentSpec, build_student
+
+    args = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
+    encoder = build_student(StudentSpec("vit_tiny_patch16_224", args, image_px=32, mpp=0.5, seed=7))
+    return export_student(encoder, tmp_path_factory.mktemp("teacher") / "tiny", licence="MIT")

@@ -34,7 +34,14 @@ def usage() -> str:
     width = max(map(len, VERBS))
     lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
     return "\n".join(
-        ["usage: pathokd VERB [options]      (pathokd VERB --help explains one;", f"       {'':14}pathokd --debug VERB shows where an error comes from)", "", *lines, "", f"version {__version__}"]
+        [
+            "usage: pathokd VERB [options]      (pathokd VERB --help explains one;",
+            "                                    pathokd --debug VERB shows where an error comes from)",
+            "",
+            *lines,
+            "",
+            f"version {__version__}",
+        ]
     )
 
 
@@ -96,9 +103,11 @@ def _run_verb(verb: str, args: list[str]) -> int:
 class VerbParser(ArgumentParser):
     """Shows options as they are typed: `--tile-px`, and flags without a value."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Help text with dashes."""
-        text = re.sub(r"--[a-z][a-z0-9_]*", lambda match: match.group().replace("_", "-"), super().format_help())
+        text = re.sub(
+            r"--[a-z][a-z0-9_]*", lambda match: match.group().replace("_", "-"), super().format_help(*args, **kwargs)
+        )
         return text.replace(" {true,false}", "").replace("bool, default", "flag, default")
 
 

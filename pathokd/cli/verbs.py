@@ -28,14 +28,15 @@ def _described(slide: dict[str, Any]) -> str:
     lines = [slide["path"]]
     if "vendor" in slide:
         width, height = slide["dimensions"]
-        lines.append(f"  {slide['vendor']}, {width} x {height} px, objective {slide['objective_power'] or 'not stated'}")
+        lines.append(
+            f"  {slide['vendor']}, {width} x {height} px, objective {slide['objective_power'] or 'not stated'}"
+        )
         if slide["mpp"]:
             lines.append(f"  {slide['mpp']:.4g} um/px at level 0 (source: {slide['mpp_source']})")
         for number, level in enumerate(slide["levels"]):
             resolution = f", {level['mpp']:.4g} um/px" if level["mpp"] else ""
-            lines.append(
-                f"  level {number}: {level['width']} x {level['height']}, downsample {level['downsample']:.6g}{resolution}"
-            )
+            size = f"{level['width']} x {level['height']}"
+            lines.append(f"  level {number}: {size}, downsample {level['downsample']:.6g}{resolution}")
         icc = slide["icc_profile_bytes"]
         lines.append(f"  ICC profile: {f'{icc} bytes' if icc else 'none'}")
         lines.append(f"  associated images: {', '.join(slide['associated_images']) or 'none'}")
@@ -296,16 +297,22 @@ def compare(
         return _compare_images(named, data, out, readout, seed)
     from rich.console import Console
 
+    from pathokd.data.packed import PackedTiles
+    from pathokd.embed.embedder import Embedder
     from pathokd.evaluate import compare_models, measure_fidelity
+    from pathokd.export import load_adaptors
     from pathokd.report import comparison_table, fidelity_sentence, write_summary
 
-    scores = compare_models(named, data, readout=readout, seed=seed)
+    tiles = PackedTiles(data)
+    scores = compare_models(named, tiles, readout=readout, seed=seed)
     console = Console()
     console.print(comparison_table(scores))
     held = None
     if fidelity:
         student, teacher = fidelity.split(":")
-        held = measure_fidelity(named[student], named[teacher], data, seed=seed)
+        held = measure_fidelity(
+            Embedder(named[teacher]), Embedder(named[student]), load_adaptors(named[student]), tiles
+        )
         console.print(fidelity_sentence(held), markup=False)
     if out:
         write_summary(out, scores, held)
@@ -334,5 +341,3 @@ def _compare_images(
     if out:
         write_json(out, results)
     return 0
-
-

@@ -45,9 +45,7 @@ def count_gflops(encoder: Encoder, *, image_px: int | None = None) -> float:
         ValueError: a size the model cannot take.
     """
     card = encoder.card
-    model = build_timm(
-        card.architecture, card.model_args, image_px=image_px or card.image_px, device="meta"
-    ).eval()
+    model = build_timm(card.architecture, card.model_args, image_px=image_px or card.image_px, device="meta").eval()
     side = image_px or card.image_px
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.forward_features(torch.empty(1, 3, side, side, device="meta"))

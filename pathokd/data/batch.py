@@ -23,9 +23,12 @@ class TileBatch(TypedDict):
 
 
 class Draw(NamedTuple):
-    """One visit to one tile: the whole identity of its random views."""
+    """One visit to one tile: the whole identity of its random views.
 
-    index: int
+    position: of the tile among those drawn from. epoch: the how-manieth visit.
+    """
+
+    position: int
     epoch: int
 
 

@@ -61,7 +61,7 @@ def split_rows(
     return rows[~in_val], rows[in_val]
 
 
-class ViewDataset(Dataset[dict[str, Any]]):
+class ViewDataset(Dataset[Any]):
     """Draws of some rows of a tile source, as views."""
 
     def __init__(self, source: TileSource, rows: IntArray, views: Views) -> None:
@@ -72,7 +72,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        row = int(self.rows[draw.index])
+        row = int(self.rows[draw.position])
         views = self.views(self.source.read(row), draw)
         return {"views": views, "index": row, "key": self._keys[row]}
 
@@ -172,7 +172,9 @@ class TileDataModule(L.LightningDataModule):
                 f"{len(self.train_rows)} training tiles fill no batch of {self.batch_size} on {world} process(es): "
                 "add slides or lower data.batch_size."
             )
-        return ResumableLoader(ViewDataset(source, self.train_rows, self.views), batch_sampler=sampler, **self._options())
+        return ResumableLoader(
+            ViewDataset(source, self.train_rows, self.views), batch_sampler=sampler, **self._options()
+        )
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, clean and unturned, in order."""

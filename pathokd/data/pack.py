@@ -182,7 +182,7 @@ def _write_shard(
             _add(tar, f"{keys[tile.row]}.json", records[tile.row - start].encode())
             sizes.append(len(tile.image))
             rows.append(tile.row)
-    part_index = frame.iloc[rows].assign(shard=name, offset=np.int64(offsets), size=np.int64(sizes))
+    part_index = frame.iloc[rows].assign(shard=name, offset=np.array(offsets, np.int64), size=np.array(sizes, np.int64))
     write_index(_part(out, number, "unreadable"), _failures(frame, failures), header)
     write_index(_part(out, number, "index"), part_index, header)  # last: its presence says the shard is whole
 

@@ -68,7 +68,7 @@ def decode(encoded: bytes, name: str) -> Rgb:
     bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if bgr is None:
         raise StoreError(f"{name} is no readable image: the shard is damaged, run `pathokd pack --overwrite`.")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 class PackedTiles:

@@ -20,7 +20,7 @@ class ResumableBatchSampler(Sampler[list[Draw]]):
     """Batches of draws that know their place, across epochs, ranks and restarts.
 
     Every rank sees the same number of full batches: tiles that do not fill a batch on all ranks are left out of this
-    epoch (another permutation leaves out others). With `drop_last=False` the last batch may be short, for one rank only.
+    epoch (another permutation leaves out others). With `drop_last=False` the last batch may be short, with one rank.
 
     Args:
         n: number of tiles.

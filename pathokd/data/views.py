@@ -60,7 +60,7 @@ def resize(image: Rgb, size_px: int) -> Rgb:
     if image.shape[0] == size_px and image.shape[1] == size_px:
         return image
     method = cv2.INTER_AREA if image.shape[0] > size_px else cv2.INTER_CUBIC
-    return cv2.resize(image, (size_px, size_px), interpolation=method)
+    return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
 
 
 class Views:
@@ -88,7 +88,7 @@ class Views:
 
     def __call__(self, tile: Rgb, draw: Draw) -> dict[str, Rgb]:
         """All views of `tile`, each uint8 (size_px, size_px, 3)."""
-        rng = np.random.default_rng([self.seed, draw.epoch, draw.index])
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
         base = self._cut(tile, rng)
         views = {}
         for name, transform in self._photometric.items():

@@ -40,9 +40,7 @@ class FiniteGuard(Callback):
         if len(self._pending) >= interval:
             self.check()
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before anything is written."""
         self.check()
 
@@ -118,6 +116,20 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
+        self._step_before = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step, to see whether this batch ends one."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write if it is time, but never between the batches of one step: gathered gradients are in no checkpoint."""
+        if trainer.global_step != self._step_before:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @property
     def state_key(self) -> str:
@@ -138,9 +150,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str | Path, monitor: str = "val/cosine_cls") -> None:
-        super().__init__(
-            dirpath=dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False
-        )
+        super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

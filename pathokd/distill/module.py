@@ -119,7 +119,9 @@ class DistillationModule(L.LightningModule):
     def _teacher_of(self, objective: Objective) -> str:
         if objective.teacher is None:
             if len(self.teacher_specs) > 1:
-                raise ValueError(f"Objective {objective.name} must name one of the teachers {list(self.teacher_specs)}.")
+                raise ValueError(
+                    f"Objective {objective.name} must name one of the teachers {list(self.teacher_specs)}."
+                )
             return next(iter(self.teacher_specs))
         if objective.teacher not in self.teacher_specs:
             raise ValueError(f"Objective teacher {objective.teacher!r} is none of {list(self.teacher_specs)}.")
@@ -157,17 +159,24 @@ class DistillationModule(L.LightningModule):
         """AdamW; its schedules follow the optimiser step, so a resumed run needs no state for them."""
         if self.net is None:
             raise RuntimeError("configure_model() has not run yet.")
+        groups = parameter_groups(self.net.encoder.model, [self.net.heads], self.optim_spec)
+        return torch.optim.AdamW(groups, lr=self.optim_spec.lr, betas=self.optim_spec.betas)
+
+    def on_train_start(self) -> None:
+        """Plan the schedules.
+
+        Not in `configure_optimizers`: asking Lightning for the number of steps there sets up the training data before
+        the loader's saved position is restored, and a resumed run would start its epoch over.
+        """
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError("The schedules need an end: set trainer.max_epochs or trainer.max_steps.")
         self.schedules = Schedules.plan(self.optim_spec, int(steps), self.ema_momentum or (0.0, 0.0))
-        groups = parameter_groups(self.net.encoder.model, [self.net.heads], self.optim_spec)
-        return torch.optim.AdamW(groups, lr=self.optim_spec.lr, betas=self.optim_spec.betas)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""
         if self.schedules is None or self.net is None:
-            raise RuntimeError("configure_optimizers() has not run yet.")
+            raise RuntimeError("on_train_start() has not run yet.")
         step = self.trainer.global_step
         optimizer = self.optimizers(use_pl_optimizer=False)
         self.schedules.apply(optimizer, step)  # type: ignore[arg-type]

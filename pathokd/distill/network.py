@@ -45,9 +45,7 @@ class ProjectedStudent(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleDict(
             {
-                head_key(teacher, tokens): make_projector(
-                    spec.kind, encoder.embed_dim, dim, hidden_dim=spec.hidden_dim
-                )
+                head_key(teacher, tokens): make_projector(spec.kind, encoder.embed_dim, dim, hidden_dim=spec.hidden_dim)
                 for teacher, tokens, dim in wanted
             }
         )

@@ -5,9 +5,7 @@ import numpy as np
 from pathokd.types import FloatArray
 
 
-def warmup_cosine(
-    steps: int, *, peak: float, final: float, warmup_steps: int = 0, start: float = 0.0
-) -> FloatArray:
+def warmup_cosine(steps: int, *, peak: float, final: float, warmup_steps: int = 0, start: float = 0.0) -> FloatArray:
     """Linear warm-up from `start` to `peak`, then half a cosine to `final`.
 
     Args:

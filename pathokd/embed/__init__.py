@@ -2,7 +2,14 @@
 
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.run import PackedEmbeddings, embed_packed, embed_slides
-from pathokd.embed.store import SlideEmbeddings, StoredDtype, read_embeddings, read_header, write_embeddings
+from pathokd.embed.store import (
+    SlideEmbeddings,
+    StoredDtype,
+    read_embeddings,
+    read_good,
+    read_header,
+    write_embeddings,
+)
 
 __all__ = [
     "Embedder",
@@ -13,6 +20,7 @@ __all__ = [
     "embed_packed",
     "embed_slides",
     "read_embeddings",
+    "read_good",
     "read_header",
     "write_embeddings",
 ]

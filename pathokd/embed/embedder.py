@@ -47,9 +47,7 @@ class Embedder:
         if readout not in READOUTS:
             raise ValueError(f"readout should be one of {', '.join(READOUTS)}, got {readout!r}.")
         if precision not in get_args(Precision):
-            raise ValueError(
-                f"precision should be one of {', '.join(get_args(Precision))}, got {precision!r}."
-            )
+            raise ValueError(f"precision should be one of {', '.join(get_args(Precision))}, got {precision!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}.")
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -83,9 +81,7 @@ class Embedder:
         Raises:
             ValueError: An image is not uint8 RGB.
         """
-        vectors = [
-            read_out(self.features(batch), self.readout).cpu().numpy() for batch in self._batches(images)
-        ]
+        vectors = [read_out(self.features(batch), self.readout).cpu().numpy() for batch in self._batches(images)]
         return np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
     def features(self, images: npt.NDArray[np.uint8]) -> Features:

@@ -13,7 +13,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.facts import embedding_header, geometry_attrs, model_attrs
 from pathokd.embed.reading import read_batches
-from pathokd.embed.store import StoredDtype, read_header, write_embeddings
+from pathokd.embed.store import StoredDtype, read_good, read_header, write_embeddings
 from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header
 from pathokd.models import Encoder, Readout
@@ -113,6 +113,7 @@ def embed_packed(
     *,
     workers: int = 2,
     rows: npt.NDArray[np.integer[Any]] | None = None,
+    title: str = "Embedding",
 ) -> PackedEmbeddings:
     """Embed packed tiles into memory, for evaluation.
 
@@ -121,6 +122,7 @@ def embed_packed(
         packed: The packed tiles or their folder.
         workers: Threads that read and decode ahead of the model.
         rows: Which tiles, as rows of the index; all by default.
+        title: Label of the progress bar.
 
     Returns:
         Float32 vectors and the rows of the index they belong to.
@@ -136,9 +138,7 @@ def embed_packed(
         lambda i: tiles.read(int(chosen[i])), range(len(chosen)), batch_size=batch_size, workers=workers
     )
     with Bars() as bars:
-        for batch in bars.track(
-            batches, f"Embedding with {embedder.encoder.card.name}", -(-len(chosen) // batch_size)
-        ):
+        for batch in bars.track(batches, title, -(-len(chosen) // batch_size)):
             places, images = zip(*batch, strict=True)
             features[list(places)] = embedder(images)
     return PackedEmbeddings(features, tiles.index.iloc[chosen].reset_index(drop=True))
@@ -177,7 +177,8 @@ def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, 
     """Embed one slide, turning what goes wrong in the world into one failed row."""
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
-        return Outcome(job.slide_id, slide_path, "skipped", n, 0, 0.0, "")
+        flagged = n - int(read_good(job.path).sum())
+        return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
     try:
         with _open(job.tiles, job.spec) as slide:
             features, flag = _embed_tiles(embedder, slide, job.tiles, job.spec, workers, bars)

@@ -116,6 +116,17 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
         )
 
 
+def read_good(path: str | Path) -> Mask:
+    """Which tiles of an embeddings file are good, without reading its features.
+
+    Raises:
+        StoreError: There is no such file, it is truncated, or it is not of this kind.
+    """
+    read_header(path)
+    with h5py.File(path, "r") as file:
+        return np.asarray(file["flag"].asstr()[:] == "", dtype=np.bool_)
+
+
 def read_header(path: str | Path) -> Header:
     """The header of an embeddings file, once the file proved to be whole.
 
@@ -129,9 +140,7 @@ def read_header(path: str | Path) -> Header:
             raw = file.attrs.get(_HEADER_KEY)
             rows = [file[name].shape[0] for name in ("features", "coords", "flag", "tissue_fraction")]
     except (OSError, KeyError) as error:
-        raise StoreError(
-            f"{path} is truncated or no embeddings file: delete it and embed the slide again."
-        ) from error
+        raise StoreError(f"{path} is truncated or no embeddings file: delete it and embed the slide again.") from error
     header: Header = json.loads(raw) if raw is not None else {}
     if header.get("schema") != SCHEMA or len(set(rows)) != 1:
         raise StoreError(
@@ -147,7 +156,5 @@ def _cast(features: FloatArray, dtype: StoredDtype, path: Path) -> npt.NDArray[n
     with np.errstate(over="ignore"):  # an overflow is looked for, and refused, in the next line
         cast = features.astype(_DTYPES[dtype])
     if np.isinf(cast).any():
-        raise StoreError(
-            f"{path.name}: features up to {np.nanmax(np.abs(features)):.3g} do not fit {dtype}; use fp32."
-        )
+        raise StoreError(f"{path.name}: features up to {np.nanmax(np.abs(features)):.3g} do not fit {dtype}; use fp32.")
     return cast

@@ -89,18 +89,14 @@ def compare_models(
     require_columns(frame, (label_column, "label_share", stain, scanner, case_column, *(group_columns or ())))
     rows = probe_rows(frame, label_column, case_column)
     places = place_ids(frame, case_column)
-    units = (
-        places
-        if group_columns is None
-        else frame[list(group_columns)].astype(str).agg("/".join, axis=1).to_numpy()
-    )
+    units = places if group_columns is None else frame[list(group_columns)].astype(str).agg("/".join, axis=1).to_numpy()
     across_scanners = registered_pairs(frame, vary=scanner, hold=stain, case_column=case_column)
     across_stains = registered_pairs(frame, vary=stain, hold=scanner, case_column=case_column)
     labels, cases = frame[label_column].to_numpy(str)[rows], frame[case_column].to_numpy(str)[rows]
     scores = {}
     for name, model in models.items():
         embedder = Embedder(model, readout, precision, device, batch_size)
-        x = embed_packed(embedder, packed, workers=workers).features
+        x = embed_packed(embedder, packed, workers=workers, title=f"Embedding with {name}").features
         scores[name] = ModelScores(
             name=name,
             readout=readout,
@@ -112,9 +108,7 @@ def compare_models(
     return scores
 
 
-def probe_rows(
-    frame: pd.DataFrame, label_column: str = "label", case_column: str = "case"
-) -> npt.NDArray[np.int64]:
+def probe_rows(frame: pd.DataFrame, label_column: str = "label", case_column: str = "case") -> npt.NDArray[np.int64]:
     """Rows fit for the probe: one class covers 60 %, it is tissue, and it occurs in at least two cases.
 
     Args:

@@ -12,7 +12,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder
 from pathokd.embed.reading import read_batches
 from pathokd.metrics import cosine, knn_overlap, linear_cka
-from pathokd.models import Features, Standardizer, resize_patches
+from pathokd.models import Features, resize_patches
 from pathokd.progress import Bars
 
 NEIGHBOURS = 10
@@ -44,7 +44,7 @@ def measure_fidelity(
     adaptors: Mapping[str, nn.Module],
     packed: PackedTiles,
     *,
-    key: str = "embedded",
+    key: str | None = None,
     rows: npt.NDArray[np.int64] | None = None,
     max_tiles: int = 1024,
     workers: int = 2,
@@ -52,15 +52,15 @@ def measure_fidelity(
     """Compare a student with its teacher on packed tiles.
 
     A head `KEY.cls` or `KEY.patches` maps the student's tokens to the teacher's space. Where a
-    `Standardizer` is exported under a name that starts with the head's (`KEY.cls.statistics`), the
-    teacher's tokens pass through it first: that is the space the student was trained to match.
+    `Standardizer` is exported as `KEY.cls.statistics`, both sides pass through it: that is the space the
+    student was trained in, where the mean that all tiles share flatters no cosine.
 
     Args:
         teacher: The teacher, ready to run.
         student: The student.
         adaptors: From `pathokd.export.load_adaptors`; may be empty.
         packed: Tiles.
-        key: Name of the teacher in the adaptors' names.
+        key: Name of the teacher in the adaptors' names; by default the first one's.
         rows: Which tiles; by default up to `max_tiles` spread over all.
         max_tiles: Limit where `rows` is None.
         workers: Threads that read ahead.
@@ -71,6 +71,7 @@ def measure_fidelity(
     Raises:
         ValueError: Too few tiles for 10 neighbours.
     """
+    key = key or next((name.split(".")[0] for name in adaptors), "")
     chosen = spread_rows(len(packed), max_tiles) if rows is None else rows
     if len(chosen) <= NEIGHBOURS:
         raise ValueError(
@@ -92,13 +93,9 @@ def measure_fidelity(
             target.append(theirs.cls.cpu())
             for tokens, found in sums.items():
                 found.extend(_cosines(ours, theirs, adaptors, f"{key}.{tokens}", tokens))
-    mean = {
-        tokens: float(torch.cat(found).double().mean()) if found else None for tokens, found in sums.items()
-    }
+    mean = {tokens: float(torch.cat(found).double().mean()) if found else None for tokens, found in sums.items()}
     x, y = torch.cat(own), torch.cat(target)
-    return Fidelity(
-        mean["cls"], mean["patches"], float(linear_cka(x, y)), float(knn_overlap(x, y, NEIGHBOURS)), len(x)
-    )
+    return Fidelity(mean["cls"], mean["patches"], float(linear_cka(x, y)), float(knn_overlap(x, y, NEIGHBOURS)), len(x))
 
 
 @torch.inference_mode()
@@ -108,11 +105,12 @@ def _cosines(
     """Cosines of one batch, in a list that is empty if there is no such head."""
     if name not in adaptors:
         return []
-    statistics = [m for k, m in adaptors.items() if k.startswith(f"{name}.") and isinstance(m, Standardizer)]
     ours, theirs = (student.cls, teacher.cls) if tokens == "cls" else (student.patches, teacher.patches)
     if tokens == "patches":
         theirs = resize_patches(theirs, teacher.grid, student.grid)
-    for module in statistics:
-        theirs = module.to(theirs.device)(theirs)
     projected = adaptors[name].to(ours.device)(ours)
+    statistics = adaptors.get(f"{name}.statistics")
+    if statistics is not None:
+        statistics.to(theirs.device)
+        projected, theirs = statistics(projected), statistics(theirs)
     return [cosine(projected.flatten(0, -2), theirs.flatten(0, -2)).cpu()]

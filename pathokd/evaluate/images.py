@@ -44,13 +44,9 @@ def probe_images(
     images, labels = _load(Path(npz_path))
     embedder = Embedder(model, readout, "fp32", device, batch_size)
     side = embedder.encoder.card.image_px
-    x = np.concatenate(
-        [embedder(resize(images[i : i + batch_size], side)) for i in range(0, len(images), batch_size)]
-    )
+    x = np.concatenate([embedder(resize(images[i : i + batch_size], side)) for i in range(0, len(images), batch_size)])
     folds = np.empty(len(labels), np.int64)
-    for fold, (_, test) in enumerate(
-        StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels)
-    ):
+    for fold, (_, test) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(x, labels)):
         folds[test] = fold
     return cross_probe(x, labels, folds, seed=seed)
 

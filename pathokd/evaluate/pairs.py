@@ -54,9 +54,7 @@ def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.
     return np.array([f"{case}/{x}/{y}" for case, (x, y) in zip(cases, cell, strict=True)], dtype=np.str_)
 
 
-def registered_pairs(
-    frame: pd.DataFrame, vary: str, hold: str, case_column: str = "case"
-) -> list[RegisteredPair]:
+def registered_pairs(frame: pd.DataFrame, vary: str, hold: str, case_column: str = "case") -> list[RegisteredPair]:
     """Every pair of values of `vary` under the same value of `hold`, with the tiles they have in common.
 
     Args:

@@ -72,9 +72,7 @@ def linear_probe(
     return _result(test_y, linear, nearest, groups, seed)
 
 
-def cross_probe(
-    x: FloatArray, y: Labels, folds: Labels, groups: Labels | None = None, seed: int = 0
-) -> ProbeResult:
+def cross_probe(x: FloatArray, y: Labels, folds: Labels, groups: Labels | None = None, seed: int = 0) -> ProbeResult:
     """Test every tile once, by probes trained on the other folds, and pool the predictions.
 
     Args:
@@ -137,10 +135,7 @@ def _choose_c(x: FloatArray, y: Labels, groups: Labels | None, seed: int) -> flo
         return C_GRID[len(C_GRID) // 2]
     scores = [
         np.mean(
-            [
-                balanced_accuracy_score(y[test], _fit(x[train], y[train], C).predict(x[test]))
-                for train, test in inner
-            ]
+            [balanced_accuracy_score(y[test], _fit(x[train], y[train], C).predict(x[test])) for train, test in inner]
         )
         for C in C_GRID
     ]
@@ -161,9 +156,7 @@ def _inner_folds(y: Labels, groups: Labels | None, seed: int) -> list[tuple[IntA
     # Greedy grouped folds may still leave a fold without one of the classes; such a fold would mislead.
     n_classes = len(np.unique(y))
     return [
-        (train, test)
-        for train, test in folds
-        if all(len(np.unique(y[part])) == n_classes for part in (train, test))
+        (train, test) for train, test in folds if all(len(np.unique(y[part])) == n_classes for part in (train, test))
     ]
 
 
@@ -194,8 +187,6 @@ def _balanced_accuracy(truth: Labels, predicted: Labels) -> float:
 
 def _check(x: FloatArray, y: Labels) -> None:
     if x.ndim != 2 or len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            f"features should have shape (n, d) with one class per row, got {x.shape} and {y.shape}."
-        )
+        raise ValueError(f"features should have shape (n, d) with one class per row, got {x.shape} and {y.shape}.")
     if not np.isfinite(x).all():
         raise ValueError("features hold NaN or infinity: leave flagged tiles out before probing.")

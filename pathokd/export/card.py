@@ -114,9 +114,7 @@ def licence_note(licence: str, teacher: str | None) -> str:
             "works. Keep this student private and non-commercial unless the teacher's owners allow more."
         )
     if non_commercial:
-        return (
-            f"{licence}, inherited from {source}: no commercial use of this student or of what it computes."
-        )
+        return f"{licence}, inherited from {source}: no commercial use of this student or of what it computes."
     if words in ("", "unknown"):
         return f"The licence of {source} is not known to pathokd: find it out before sharing this student."
     return f"{licence}, inherited from {source}: keep its notices when sharing this student."
@@ -147,9 +145,7 @@ def render_card(
     Returns:
         Markdown with a hub header.
     """
-    environment = jinja2.Environment(
-        autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-    )
+    environment = jinja2.Environment(autoescape=False, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     teacher = str(facts["teacher"]) if facts.get("teacher") else None
     metrics = [(name, _number(value)) for name, value in dict(facts.get("metrics") or {}).items()]
     return environment.from_string(_TEMPLATE).render(

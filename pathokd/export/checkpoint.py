@@ -52,7 +52,8 @@ def export_student(
             config.json.
         licence: licence of the student; None takes the card's, which a student inherits from its teacher.
         name: the model's name; None takes the folder's.
-        half: store fp16 weights, half the size; what is checked and hashed is the rounded model, as it will be loaded.
+        half: store fp16 weights, half the size; what is checked and hashed is the rounded model, as it will
+            be loaded.
         overwrite: replace a folder that an earlier export wrote.
 
     Returns:
@@ -65,9 +66,7 @@ def export_student(
     target = Path(out_dir)
     _refuse_occupied(target, overwrite)
     licence = licence or encoder.card.licence
-    card = dataclasses.replace(
-        encoder.card, name=name or target.name, licence=licence, source="", key_layout="timm"
-    )
+    card = dataclasses.replace(encoder.card, name=name or target.name, licence=licence, source="", key_layout="timm")
     heads = {key: _head_spec(key, module) for key, module in (adaptors or {}).items()}
     if half:
         encoder = copy.deepcopy(encoder)
@@ -125,9 +124,7 @@ def load_adaptors(folder: str | Path) -> dict[str, nn.Module]:
             module.load_state_dict(own)
             modules[name] = module.eval()
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"The adaptors of {path} are damaged ({error}): export the student again."
-        ) from error
+        raise WeightsError(f"The adaptors of {path} are damaged ({error}): export the student again.") from error
     return modules
 
 
@@ -183,9 +180,7 @@ def _load_kwargs(config: Mapping[str, Any]) -> str:
 def _check_round_trip(encoder: Encoder, folder: Path) -> None:
     """Load the folder with plain timm and compare class tokens on one random tile."""
     reference = encoder.model.patch_embed.proj.weight
-    pixels = torch.rand(
-        1, 3, encoder.card.image_px, encoder.card.image_px, generator=torch.Generator().manual_seed(0)
-    )
+    pixels = torch.rand(1, 3, encoder.card.image_px, encoder.card.image_px, generator=torch.Generator().manual_seed(0))
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval().to(reference.device)
     was_training = encoder.training
     encoder.eval()
@@ -239,9 +234,7 @@ def _refuse_occupied(target: Path, overwrite: bool) -> None:
     if not target.is_dir() or not (target / "model.safetensors").is_file():
         raise StoreError(f"{target} exists and is not an exported student: choose another folder.")
     if not overwrite:
-        raise StoreError(
-            f"{target} holds an exported student already: pass --overwrite, or choose another folder."
-        )
+        raise StoreError(f"{target} holds an exported student already: pass --overwrite, or choose another folder.")
 
 
 @contextlib.contextmanager

@@ -33,8 +33,8 @@ def export_run(
 ) -> Path:
     """Export the student of a run: its moving average if it has one, with its projectors as adaptor heads.
 
-    The heads are exported together with the statistics their targets were standardised by, so that they map the
-    student's tokens to the teacher's own space.
+    The heads are exported together with the statistics their targets were standardised by, so that they map
+    the student's tokens to the teacher's own space.
 
     Args:
         run: folder of a `fit`, or a `.ckpt` file.
@@ -86,13 +86,15 @@ def find_checkpoint(run: Path, which: Which | None = None) -> Path:
     for name in names:
         if (run / "checkpoints" / f"{name}.ckpt").is_file():
             return run / "checkpoints" / f"{name}.ckpt"
-    raise WeightsError(f"{run} holds no checkpoints/{names[-1]}.ckpt: give the folder of a `pathokd fit`, or a .ckpt file.")
+    raise WeightsError(
+        f"{run} holds no checkpoints/{names[-1]}.ckpt: give the folder of a `pathokd fit`, or a .ckpt file."
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (torch raises many kinds for a file that is no checkpoint)
+    except Exception as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): train again.") from error
     if checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
         raise WeightsError(f"{path} was not written by `pathokd fit` (expected schema {SCHEMA!r} in it).")
@@ -106,7 +108,7 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _adaptors(
     facts: Mapping[str, Any], state: Mapping[str, Tensor], net: str, width: int
 ) -> list[tuple[str, nn.Module]]:
-    heads = []
+    heads: list[tuple[str, nn.Module]] = []
     for teacher, tokens, dim in facts["targets"]:
         spec = facts["projector"]
         head = make_projector(spec["kind"], width, dim, spec["hidden_dim"])
@@ -116,6 +118,7 @@ def _adaptors(
             standardizer = Standardizer(dim)
             standardizer.load_state_dict(statistics)
             head = fold(head, standardizer)
+            heads.append((f"{teacher}.{tokens}.statistics", standardizer))
         heads.append((f"{teacher}.{tokens}", head))
     return heads
 

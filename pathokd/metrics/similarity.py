@@ -108,9 +108,7 @@ def linear_cka(a: Float[Tensor, "n dim_a"], b: Float[Tensor, "n dim_b"]) -> Floa
         section 3.
     """
     if a.shape[0] != b.shape[0] or a.shape[0] < 2:
-        raise ValueError(
-            f"a and b should hold the same tiles, at least 2: got {a.shape[0]} and {b.shape[0]} rows."
-        )
+        raise ValueError(f"a and b should hold the same tiles, at least 2: got {a.shape[0]} and {b.shape[0]} rows.")
     A, B = _centred(a, "a"), _centred(b, "b")
     norm_a, norm_b = torch.linalg.matrix_norm(A.T @ A), torch.linalg.matrix_norm(B.T @ B)
     if norm_a == 0 or norm_b == 0:
@@ -133,6 +131,4 @@ def _centred(x: Tensor, name: str) -> Tensor:
 
 def _same_shape(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape:
-        raise ValueError(
-            f"a and b should be the same tiles in one space, got {tuple(a.shape)} and {tuple(b.shape)}."
-        )
+        raise ValueError(f"a and b should be the same tiles in one space, got {tuple(a.shape)} and {tuple(b.shape)}.")

@@ -78,9 +78,7 @@ def build_timm(
     """
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=3, cutoff=0.3)
-        raise ValueError(
-            f"timm {timm.__version__} has no model {architecture!r}: did you mean {' or '.join(near)}?"
-        )
+        raise ValueError(f"timm {timm.__version__} has no model {architecture!r}: did you mean {' or '.join(near)}?")
     kwargs = {**resolve_model_args(model_args), "num_classes": 0, "global_pool": "token"}
     if image_px is not None:
         kwargs["img_size"] = image_px
@@ -95,17 +93,10 @@ def build_timm(
 
 def _check_tokens(model: Any, architecture: str) -> None:
     """Only a transformer whose token 0 is the class token can be read without guessing."""
-    has_blocks = (
-        hasattr(model, "blocks") and hasattr(model, "patch_embed") and hasattr(model, "forward_features")
-    )
-    if (
-        not has_blocks
-        or getattr(model, "cls_token", None) is None
-        or getattr(model, "num_prefix_tokens", 0) < 1
-    ):
+    has_blocks = hasattr(model, "blocks") and hasattr(model, "patch_embed") and hasattr(model, "forward_features")
+    if not has_blocks or getattr(model, "cls_token", None) is None or getattr(model, "num_prefix_tokens", 0) < 1:
         raise ValueError(
-            f"{architecture} is not a vision transformer with a class token: choose a timm vit_* or "
-            f"eva02_* model."
+            f"{architecture} is not a vision transformer with a class token: choose a timm vit_* or eva02_* model."
         )
 
 
@@ -132,9 +123,7 @@ def image_size(model: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def plain_timm_config(
-    architecture: str, model_args: Mapping[str, Any], image_px: int
-) -> tuple[str, dict[str, Any]]:
+def plain_timm_config(architecture: str, model_args: Mapping[str, Any], image_px: int) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments from which *plain* timm rebuilds the same model out of a JSON file.
 
     timm (1.0.31) does not look up `mlp_layer` by name. A SwiGLUPacked model is therefore written as

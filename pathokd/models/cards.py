@@ -69,9 +69,7 @@ class ModelCard:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"Card {self.name!r}: mean and std need three values and std must be positive.")
         if self.readout not in READOUTS:
-            raise ValueError(
-                f"Card {self.name!r}: readout must be one of {', '.join(READOUTS)}, got {self.readout!r}."
-            )
+            raise ValueError(f"Card {self.name!r}: readout must be one of {', '.join(READOUTS)}, got {self.readout!r}.")
 
     @property
     def readout_dim(self) -> int:

@@ -61,9 +61,7 @@ def convert_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key in _OUTER:
             result[_OUTER[key]] = value
         elif block is None:
-            raise WeightsError(
-                f"{full} is no weight of a transformers Dinov2Model: pass the card of the right model."
-            )
+            raise WeightsError(f"{full} is no weight of a transformers Dinov2Model: pass the card of the right model.")
         elif qkv := _QKV.fullmatch(block[2]):
             parts.setdefault(f"blocks.{block[1]}.attn.qkv.{qkv[2]}", {})[qkv[1]] = value
         else:
@@ -82,7 +80,5 @@ def _inner(name: str, full: str) -> str:
         return _INNER[name]
     stem, _, kind = name.rpartition(".")
     if stem not in _INNER:
-        raise WeightsError(
-            f"{full} is no weight of a transformers Dinov2Model: pass the card of the right model."
-        )
+        raise WeightsError(f"{full} is no weight of a transformers Dinov2Model: pass the card of the right model.")
     return f"{_INNER[stem]}.{kind}"

@@ -160,18 +160,12 @@ def _resolve(
         return given or _folder_card(path), lambda: read_folder_weights(path)
     if path.suffix == ".safetensors":
         if given is None:
-            raise ValueError(
-                f"{path} says nothing about its architecture: pass card= or architecture= with it."
-            )
+            raise ValueError(f"{path} says nothing about its architecture: pass card= or architecture= with it.")
         return given, lambda: read_safetensors(path)
     if path.exists():
-        raise WeightsError(
-            f"{path} is neither a folder nor a .safetensors file: convert the weights to safetensors."
-        )
+        raise WeightsError(f"{path} is neither a folder nor a .safetensors file: convert the weights to safetensors.")
     if "/" in name or "\\" in name:
-        raise WeightsError(
-            f"There is no folder or file {name}: correct the path, or write hf-hub:{name} to fetch it."
-        )
+        raise WeightsError(f"There is no folder or file {name}: correct the path, or write hf-hub:{name} to fetch it.")
     return get_card(name), dict
 
 
@@ -198,8 +192,7 @@ def _folder_card(folder: Path) -> ModelCard:
         return _config_card(folder.name, f"{LOCAL}{folder}", architecture, args, cfg)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{folder}/config.json does not describe a model pathokd can build ({error}): pass card= or "
-            f"architecture=."
+            f"{folder}/config.json does not describe a model pathokd can build ({error}): pass card= or architecture=."
         ) from error
 
 

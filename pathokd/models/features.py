@@ -80,8 +80,7 @@ def resize_patches(
     rows, columns = grid
     if rows * columns != patches.shape[1]:
         raise ValueError(
-            f"grid {grid} holds {rows * columns} tokens, the patches have {patches.shape[1]}: pass their "
-            f"own grid."
+            f"grid {grid} holds {rows * columns} tokens, the patches have {patches.shape[1]}: pass their own grid."
         )
     if min(new_grid) < 1:
         raise ValueError(f"new_grid must have positive sides, got {new_grid}.")

@@ -28,9 +28,7 @@ class Projector(nn.Module):
         if min(in_dim, out_dim, hidden_dim or 1) < 1:
             raise ValueError(f"projector widths must be at least 1, got {in_dim}, {out_dim}, {hidden_dim}.")
         if kind == "linear" and hidden_dim is not None:
-            raise ValueError(
-                f"a linear projector has no hidden_dim, got {hidden_dim}: leave it out or choose mlp."
-            )
+            raise ValueError(f"a linear projector has no hidden_dim, got {hidden_dim}: leave it out or choose mlp.")
         self.kind: ProjectorKind = kind
         self.in_dim, self.out_dim = in_dim, out_dim
         self.hidden_dim = None if kind == "linear" else hidden_dim or max(in_dim, out_dim)
@@ -59,8 +57,6 @@ class Projector(nn.Module):
         }
 
 
-def make_projector(
-    kind: ProjectorKind, in_dim: int, out_dim: int, hidden_dim: int | None = None
-) -> Projector:
+def make_projector(kind: ProjectorKind, in_dim: int, out_dim: int, hidden_dim: int | None = None) -> Projector:
     """Build a `Projector`; the arguments and errors are its own."""
     return Projector(kind, in_dim, out_dim, hidden_dim)

@@ -80,11 +80,7 @@ class Standardizer(nn.Module):
         n = n_a + n_b
         # delta = mean_b - mean_a;  mean = mean_a + delta n_b / n;  M2 = M2_a + M2_b + delta^2 n_a n_b / n
         delta = batch_mean - self._mean64
-        open_ = (
-            torch.ones_like(n, dtype=torch.bool)
-            if self.freeze_after is None
-            else self.count < self.freeze_after
-        )
+        open_ = torch.ones_like(n, dtype=torch.bool) if self.freeze_after is None else self.count < self.freeze_after
         mean = torch.where(open_, self._mean64 + delta * (n_b / n), self._mean64)
         m2 = torch.where(open_, self._m2 + batch_m2 + delta.square() * (n_a * n_b / n), self._m2)
         count = torch.where(open_, self.count + rows.shape[0], self.count)

@@ -109,9 +109,7 @@ def even_layers(count: int, depth: int) -> list[int]:
         ValueError: more blocks wanted than there are.
     """
     if not 1 <= count <= depth:
-        raise ValueError(
-            f"a student takes 1 to {depth} blocks of this teacher, got {count}: make it shallower."
-        )
+        raise ValueError(f"a student takes 1 to {depth} blocks of this teacher, got {count}: make it shallower.")
     if count == 1:
         return [depth - 1]
     return [int(layer) for layer in np.rint(np.linspace(0, depth - 1, count))]
@@ -136,9 +134,7 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
         )
     wrong = [layer for layer in chosen if not 0 <= layer < teacher.card.depth]
     if wrong:
-        raise ValueError(
-            f"layers must lie in 0 to {teacher.card.depth - 1}, got {', '.join(map(str, wrong))}."
-        )
+        raise ValueError(f"layers must lie in 0 to {teacher.card.depth - 1}, got {', '.join(map(str, wrong))}.")
     source: dict[str, Tensor] = teacher.model.state_dict()
     for name, target in student.model.state_dict().items():
         parts = name.split(".")
@@ -168,9 +164,7 @@ def _facts(spec: StudentSpec, teacher: Encoder | None) -> dict[str, Any]:
 def _timm_weights(spec: StudentSpec) -> Any:
     kwargs = {**resolve_model_args(spec.resolved_args()), "img_size": spec.image_px}
     try:
-        return timm.create_model(
-            spec.architecture, pretrained=True, num_classes=0, global_pool="token", **kwargs
-        )
+        return timm.create_model(spec.architecture, pretrained=True, num_classes=0, global_pool="token", **kwargs)
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
         raise hub_error(f"hf-hub:timm/{spec.architecture}", error) from error
     except RuntimeError as error:

@@ -51,9 +51,7 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise ValueError(
-                "weights must name a teacher: a card, hf-hub:OWNER/NAME, a folder or a .safetensors file."
-            )
+            raise ValueError("weights must name a teacher: a card, hf-hub:OWNER/NAME, a folder or a .safetensors file.")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}.")
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -78,9 +76,7 @@ class Teacher(nn.Module):
 
     encoder: Encoder
 
-    def __init__(
-        self, encoder: Encoder, *, precision: Precision = "fp32", micro_batch: int | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, *, precision: Precision = "fp32", micro_batch: int | None = None) -> None:
         super().__init__()
         if precision not in get_args(Precision):
             raise ValueError(f"precision must be fp32 or bf16, got {precision!r}.")

@@ -33,9 +33,7 @@ def read_safetensors(path: str | Path) -> StateDict:
     try:
         state: StateDict = load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as safetensors ({error}): download or export it again."
-        ) from error
+        raise WeightsError(f"{path} cannot be read as safetensors ({error}): download or export it again.") from error
     return state
 
 
@@ -47,9 +45,7 @@ def read_folder_weights(folder: Path) -> StateDict:
     """
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise WeightsError(
-            f"{folder} holds no model.safetensors: give a folder that pathokd exported or timm saved."
-        )
+        raise WeightsError(f"{folder} holds no model.safetensors: give a folder that pathokd exported or timm saved.")
     return read_safetensors(path)
 
 
@@ -68,9 +64,7 @@ def read_folder_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{path} is not valid JSON ({error}): export or download the folder again."
-        ) from error
+        raise WeightsError(f"{path} is not valid JSON ({error}): export or download the folder again.") from error
     if not isinstance(config, dict) or "architecture" not in config:
         raise WeightsError(
             f"{path} names no timm architecture: pass card= or architecture= to say what the weights are."
@@ -127,22 +121,15 @@ def hub_error(source: str, error: Exception) -> WeightsError:
     page = f"https://huggingface.co/{source.removeprefix(HUB)}"
     local = "or give a local folder or .safetensors path instead"
     if isinstance(error, hub_errors.GatedRepoError):
-        return WeightsError(
-            f"{source} is gated: request access at {page}, then run `huggingface-cli login`, {local}."
-        )
+        return WeightsError(f"{source} is gated: request access at {page}, then run `huggingface-cli login`, {local}.")
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return WeightsError(
-            f"{source} does not exist or needs a login: check the name at {page}, run `huggingface-cli "
-            f"login`, {local}."
+            f"{source} does not exist or needs a login: check the name at {page}, run `huggingface-cli login`, {local}."
         )
-    if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(
-        error, hub_errors.LocalEntryNotFoundError
-    ):
+    if isinstance(error, hub_errors.EntryNotFoundError) and not isinstance(error, hub_errors.LocalEntryNotFoundError):
         return WeightsError(f"{source} holds no file that timm can load: look at {page}, {local}.")
     if isinstance(error, hub_errors.HFValidationError):
-        return WeightsError(
-            f"{source} is not a repository name of the form hf-hub:OWNER/NAME: correct it, {local}."
-        )
+        return WeightsError(f"{source} is not a repository name of the form hf-hub:OWNER/NAME: correct it, {local}.")
     return WeightsError(
         f"{source} could not be fetched ({type(error).__name__}): go online and, if the model is gated, "
         f"request access "
@@ -158,9 +145,7 @@ def fit_state_dict(state: Mapping[str, Tensor], model: Any) -> StateDict:
     class token. A classifier is dropped, since encoders have none.
     """
     fitted = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    fitted = {
-        key: value for key, value in fitted.items() if key not in ("head.weight", "head.bias", "mask_token")
-    }
+    fitted = {key: value for key, value in fitted.items() if key not in ("head.weight", "head.bias", "mask_token")}
     own = getattr(model, "pos_embed", None)
     if own is None or "pos_embed" not in fitted or fitted["pos_embed"].shape == own.shape:
         return fitted

@@ -50,9 +50,7 @@ class CohortSpec:
             )
         for names in (self.stainings, self.scanners):
             if len(set(names)) < len(names):
-                raise ValueError(
-                    f"each staining and scanner may be named once, got {names}: drop the repeated one."
-                )
+                raise ValueError(f"each staining and scanner may be named once, got {names}: drop the repeated one.")
         for stain in self.stainings:
             get_staining(stain)
         for scanner in self.scanners:
@@ -143,7 +141,7 @@ def write_cohort(
     _claim(out / "cohort.json", spec, overwrite)
     rows = spec.rows()
     with Bars() as bars:
-        list(bars.track(_write_slides(out, spec, overwrite), "phantom slides", len(rows)))
+        list(bars.track(_write_slides(out, spec), "phantom slides", len(rows)))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     write_text(out / "slides.csv", text.getvalue())
@@ -159,16 +157,20 @@ def _claim(path: Path, spec: CohortSpec, overwrite: bool) -> None:
         except ValueError as error:
             raise StoreError(f"{path} is not JSON ({error}): pass --overwrite to redo the cohort.") from error
         check_header(found, header, path)
+    if overwrite:  # away with the old first, so that a run stopped half-way resumes without mixing the two
+        for row in spec.rows():
+            for name in (row.path, row.label_map, "slides.csv"):
+                (path.parent / name).unlink(missing_ok=True)
     write_json(path, header)
 
 
-def _write_slides(out: Path, spec: CohortSpec, overwrite: bool) -> Iterator[SlideRow]:
+def _write_slides(out: Path, spec: CohortSpec) -> Iterator[SlideRow]:
     """Write what is missing, growing each case's tissue once and only if a file of it is missing."""
     rows = spec.rows()
     each = len(rows) // spec.cases
     for number in range(spec.cases):
         mine = rows[number * each : (number + 1) * each]
-        missing = [row for row in mine if overwrite or not (out / row.path).exists()]
+        missing = [row for row in mine if not (out / row.path).exists()]
         done = [row for row in mine if row not in missing]
         yield from done
         label_map = out / mine[0].label_map

@@ -15,24 +15,21 @@ def paint_collagen(sheet: Sheet, rng: np.random.Generator) -> None:
     tile = noise_tile(rng, 1.5)
     weave = smooth_noise(rng, sheet.shape, 75.0 / sheet.mpp)
     layers = [curl(rng, sheet.shape, sheet.mpp, sway) for sway in (45.0, 30.0)]
+    first = smoothstep(weave, -0.42, -0.08)
     bundles, strands, fibrils = (
-        np.where(weave > -0.25, fibre_noise(tile, layers[0], *size), fibre_noise(tile, layers[1], *size))
+        first * fibre_noise(tile, layers[0], *size) + (1 - first) * fibre_noise(tile, layers[1], *size)
         for size in ((110.0, 14.0, 0.0), (42.0, 3.4, 101.0), (15.0, 1.35, 203.0))
     )
-    sheet.angle[...] = np.where(weave > -0.25, layers[0].angle, layers[1].angle)
+    sheet.angle[...] = np.where(first > 0.5, layers[0].angle, layers[1].angle)
     seam = smoothstep(np.abs(weave + 0.25), 0.12, 0.0)
     loose = smooth_noise(rng, sheet.shape, 90.0 / sheet.mpp)
     lumpy = smooth_noise(rng, sheet.shape, 6.0 / sheet.mpp)
     grain = smooth_noise(rng, sheet.shape, 1.7 / sheet.mpp)
-    eosin = (
-        0.33 + 0.03 * bundles + 0.04 * strands + 0.035 * fibrils + 0.02 * lumpy + 0.02 * grain - 0.035 * loose
-    )
+    eosin = 0.33 + 0.03 * bundles + 0.05 * strands + 0.035 * fibrils + 0.02 * lumpy + 0.02 * grain - 0.035 * loose
     gaps = 0.6 * bundles + 0.55 * strands + 0.3 * fibrils + 0.3 * lumpy + 0.5 * loose + 0.3 * seam
-    clefts = smoothstep(gaps, 1.35, 2.0)
+    clefts = smoothstep(gaps, 1.2, 1.85)
     sheet.eosin[...] = np.maximum(eosin, 0.08) * (1.0 - 0.85 * clefts)
-    sheet.haematoxylin[...] = np.maximum(0.06 + 0.015 * bundles + 0.012 * fibrils, 0.01) * (
-        1.0 - 0.7 * clefts
-    )
+    sheet.haematoxylin[...] = np.maximum(0.06 + 0.015 * bundles + 0.012 * fibrils, 0.01) * (1.0 - 0.7 * clefts)
 
 
 def along_fibres(sheet: Sheet, rng: np.random.Generator, points: Points, jitter: float = 0.18) -> F32:
@@ -115,9 +112,7 @@ def paint_fat(sheet: Sheet, weight: F32, rng: np.random.Generator) -> None:
     stain = 1.0 + 0.3 * smooth_noise(rng, sheet.shape, 14.0 / sheet.mpp)
     stain = stain + 0.25 * smooth_noise(rng, sheet.shape, 2.2 / sheet.mpp)
     eosin = np.maximum((0.15 * face + 0.13 * between) * stain, 0.0) + 0.01
-    sheet.lay(
-        weight, haematoxylin=np.asarray(0.2 * eosin, dtype=np.float32), eosin=np.asarray(eosin, np.float32)
-    )
+    sheet.lay(weight, haematoxylin=np.asarray(0.2 * eosin, dtype=np.float32), eosin=np.asarray(eosin, np.float32))
     at = scatter(rng, weight * (inner < -0.15), sheet.mpp, 24.0, rounds=3)
     gy, gx = np.gradient(gap)
     stamp(sheet, rng, FIBROBLAST, at, lookup(np.arctan2(gx, -gy), at, sheet.mpp))

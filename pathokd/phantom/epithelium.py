@@ -27,9 +27,7 @@ def paint_glands(sheet: Sheet, weight: F32, rng: np.random.Generator) -> None:
     sheet.lay(0.75 * weight, haematoxylin=0.05, eosin=loose, keep_blood=1.0)
     spacing = float(rng.uniform(58.0, 70.0))
     centres = scatter(rng, weight, sheet.mpp, spacing, rounds=14)
-    near = (
-        cKDTree(centres).query(centres, k=2)[0][:, 1] if len(centres) > 1 else np.full(len(centres), spacing)
-    )
+    near = cKDTree(centres).query(centres, k=2)[0][:, 1] if len(centres) > 1 else np.full(len(centres), spacing)
     taken = np.zeros_like(weight)
     slant = float(rng.uniform(0, math.pi))
     for centre, free_um in zip(centres, near, strict=True):

@@ -47,10 +47,7 @@ def paint_necrosis(sheet: Sheet, weight: F32, rng: np.random.Generator) -> None:
     tone = rng.uniform(-1, 1, len(cells)).astype(np.float32)[field.owner]
     eosin = 0.34 + 0.045 * fine + 0.04 * middle + 0.03 * wide + ghostly * (0.035 * tone - 0.13 * edge)
     holes = (
-        smooth_noise(rng, shape, 9.0 / mpp)
-        + 0.5 * middle
-        + 0.25 * fine
-        + 0.6 * smooth_noise(rng, shape, 60.0 / mpp)
+        smooth_noise(rng, shape, 9.0 / mpp) + 0.5 * middle + 0.25 * fine + 0.6 * smooth_noise(rng, shape, 60.0 / mpp)
     )
     cracks = smoothstep(holes, 2.0, 2.9)
     haematoxylin = np.maximum(0.05 + 0.012 * fine + 0.012 * middle - 0.012 * wide, 0.005)

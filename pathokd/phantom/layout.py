@@ -30,9 +30,7 @@ class Region(NamedTuple):
     mask: npt.NDArray[np.bool_]
 
 
-def make_layout(
-    rng: np.random.Generator, size_um: Microns, margin_um: Microns, region_um: Microns
-) -> ClassMap:
+def make_layout(rng: np.random.Generator, size_um: Microns, margin_um: Microns, region_um: Microns) -> ClassMap:
     """Class map of a section: one piece of tissue on white glass.
 
     Regions are cells of a power diagram whose weights are adjusted until all cells have the same area, so
@@ -69,6 +67,7 @@ def outline(rng: np.random.Generator, side: int, margin: float) -> npt.NDArray[n
     u, v = (x + 0.5 - half) / (half - margin), (y + 0.5 - half) / (half - margin)
     radius = (np.abs(u) ** 4.0 + np.abs(v) ** 4.0) ** 0.25
     ragged = 0.03 * smooth_noise(rng, (side, side), side / 4) + 0.006 * smooth_noise(rng, (side, side), 14.0)
+    ragged = np.maximum(ragged, -0.8 * margin / half)  # never over the rim of the glass
     piece = (radius + ragged < 1.0).astype(np.uint8)
     count, parts, stats, _ = cv2.connectedComponentsWithStats(piece)
     if count < 2:
@@ -110,9 +109,7 @@ def balanced_cells(
     return np.asarray(np.stack([np.argmin(_power(row, sites, weights), axis=1) for row in xy]), dtype=np.intp)
 
 
-def _power(
-    xy: F32, sites: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _power(xy: F32, sites: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Power distance of points (n, 2) to every site, shape (n, count)."""
     gaps = xy[:, None, :].astype(np.float64) - sites[None]
     return np.asarray((gaps**2).sum(axis=-1) - weights)

@@ -59,9 +59,7 @@ CENTROCYTE = NucleusKind(
     membrane=0.28,
     nucleoli=0.8,
 )
-PLASMA_CELL = NucleusKind(
-    2.8, 0.1, (1.0, 1.3), (0.8, 1.1), body=0.75, chromatin=0.25, grain_um=1.0, membrane=0.18
-)
+PLASMA_CELL = NucleusKind(2.8, 0.1, (1.0, 1.3), (0.8, 1.1), body=0.75, chromatin=0.25, grain_um=1.0, membrane=0.18)
 COLUMNAR = NucleusKind(
     3.1,
     0.15,
@@ -86,13 +84,9 @@ TUMOUR = NucleusKind(
     membrane=0.3,
     nucleoli=1.2,
 )
-GHOST = NucleusKind(
-    4.0, 0.2, (1.0, 1.5), (0.06, 0.2), lump=0.08, body=0.9, chromatin=0.2, membrane=0.0, edge_um=1.4
-)
+GHOST = NucleusKind(4.0, 0.2, (1.0, 1.5), (0.06, 0.2), lump=0.08, body=0.9, chromatin=0.2, membrane=0.0, edge_um=1.4)
 PYKNOTIC = NucleusKind(1.7, 0.3, (1.0, 1.7), (0.9, 1.4), lump=0.12, body=0.95, chromatin=0.05, membrane=0.0)
-DUST = NucleusKind(
-    0.65, 0.4, (1.0, 1.6), (0.5, 1.2), lump=0.1, body=1.0, chromatin=0.0, membrane=0.0, edge_um=0.4
-)
+DUST = NucleusKind(0.65, 0.4, (1.0, 1.6), (0.5, 1.2), lump=0.1, body=1.0, chromatin=0.0, membrane=0.0, edge_um=0.4)
 MITOSIS = NucleusKind(
     3.0, 0.2, (1.6, 3.2), (1.15, 1.45), lump=0.22, body=0.95, chromatin=0.3, grain_um=0.6, membrane=0.0
 )

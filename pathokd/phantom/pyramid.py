@@ -58,13 +58,9 @@ def write_pyramid(
         ValueError: an image, tile size or corrupt tile that cannot be.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise ValueError(
-            f"rgb must be (rows, columns, 3) uint8, got {rgb.shape} {rgb.dtype}: convert the image first."
-        )
+        raise ValueError(f"rgb must be (rows, columns, 3) uint8, got {rgb.shape} {rgb.dtype}: convert the image first.")
     if tile_px < 16 or tile_px % 16:
-        raise ValueError(
-            f"tile_px must be a multiple of 16, got {tile_px}: try {max(16, round(tile_px / 16) * 16)}."
-        )
+        raise ValueError(f"tile_px must be a multiple of 16, got {tile_px}: try {max(16, round(tile_px / 16) * 16)}.")
     if any(downsample <= 1 for downsample in downsamples):
         raise ValueError(f"downsamples of further levels must exceed 1, got {tuple(downsamples)}.")
     levels = [rgb, *_reduce(rgb, downsamples)]

@@ -53,13 +53,9 @@ class Scanner:
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.mpp <= 20 or self.psf_um < 0:
-            raise ValueError(
-                f"mpp must lie in 0.1 to 20 and psf_um be 0 or more, got {self.mpp} and {self.psf_um}."
-            )
+            raise ValueError(f"mpp must lie in 0.1 to 20 and psf_um be 0 or more, got {self.mpp} and {self.psf_um}.")
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(
-                f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}: slides use 70 to 90."
-            )
+            raise ValueError(f"jpeg_quality must lie in 1 to 100, got {self.jpeg_quality}: slides use 70 to 90.")
 
 
 SCANNERS: dict[str, Scanner] = {

@@ -61,9 +61,7 @@ class Scene:
     def label_map(self, mpp: Mpp) -> layout.ClassMap:
         """The class map at another resolution (nearest neighbour)."""
         side = round(self.size_um / mpp)
-        at = np.minimum(
-            ((np.arange(side) + 0.5) * mpp / layout.MAP_MPP).astype(np.intp), len(self.class_map) - 1
-        )
+        at = np.minimum(((np.arange(side) + 0.5) * mpp / layout.MAP_MPP).astype(np.intp), len(self.class_map) - 1)
         return np.ascontiguousarray(self.class_map[np.ix_(at, at)])
 
 
@@ -96,9 +94,7 @@ def make_scene(
             "enlarge the field or narrow the margin."
         )
     if not 0.1 <= mpp <= 1.0:
-        raise ValueError(
-            f"mpp of the dye maps must lie in 0.1 to 1 um/px, got {mpp}: 0.25 to 0.35 suits 20x scanners."
-        )
+        raise ValueError(f"mpp of the dye maps must lie in 0.1 to 1 um/px, got {mpp}: 0.25 to 0.35 suits 20x scanners.")
     side = round(size_um / layout.MAP_MPP)
     if class_map is None:
         class_map = layout.make_layout(np.random.default_rng([seed, 1]), size_um, margin_um, region_um)
@@ -138,7 +134,8 @@ def _spill(sheet: Sheet, class_map: layout.ClassMap, rng: np.random.Generator) -
     away_um = cv2.distanceTransform(outside, cv2.DIST_L2, 5) * layout.MAP_MPP
     near = np.asarray(np.exp(-away_um / 18.0) * open_to_them, dtype=np.float32)
     at = scatter(rng, near, layout.MAP_MPP, 7.0, threshold=0.04, rounds=4)
-    stamp(sheet, rng, LYMPHOCYTE, at[rng.random(len(at)) < lookup(near, at, layout.MAP_MPP)])
+    stay = (rng.random(len(at)) < lookup(near, at, layout.MAP_MPP)) & (lookup(sheet.eosin, at, sheet.mpp) > 0.08)
+    stamp(sheet, rng, LYMPHOCYTE, at[stay])
 
 
 def _finer(part: slice, mpp: Mpp, side: int) -> slice:

@@ -40,9 +40,7 @@ class Sheet:
         at = (rows, columns)
         return Sheet(self.mpp, self.haematoxylin[at], self.eosin[at], self.blood[at], self.angle[at])
 
-    def lay(
-        self, weight: F32, *, haematoxylin: F32 | float, eosin: F32 | float, keep_blood: float = 0.0
-    ) -> None:
+    def lay(self, weight: F32, *, haematoxylin: F32 | float, eosin: F32 | float, keep_blood: float = 0.0) -> None:
         """Put a tissue over what is there; `weight` in [0, 1] is how much of each pixel it covers."""
         rest = 1.0 - weight
         self.haematoxylin[...] = self.haematoxylin * rest + weight * haematoxylin
@@ -105,9 +103,7 @@ def scatter(
     return kept
 
 
-def cell_field(
-    points: Points, shape: tuple[int, int], mpp: float, warp: tuple[F32, F32] | None = None
-) -> CellField:
+def cell_field(points: Points, shape: tuple[int, int], mpp: float, warp: tuple[F32, F32] | None = None) -> CellField:
     """Distances to the two nearest cells, from which cell borders follow (`second - first` is 0 there).
 
     Args:
@@ -124,9 +120,7 @@ def cell_field(
     size = (shape[1], shape[0])
 
     def enlarge(field: npt.NDArray[np.float64]) -> F32:
-        return np.asarray(
-            cv2.resize(field.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), dtype=np.float32
-        )
+        return np.asarray(cv2.resize(field.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
     nearest = cv2.resize(index[..., 0].astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
     return CellField(enlarge(distance[..., 0]), enlarge(distance[..., 1]), np.asarray(nearest, dtype=np.intp))

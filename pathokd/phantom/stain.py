@@ -41,7 +41,7 @@ class Staining:
     """
 
     name: str
-    h_offset: Vector = (-0.03, 0.0, 0.13)
+    h_offset: Vector = (-0.06, 0.05, 0.11)
     e_offset: Vector = (0.1, -0.17, 0.37)
     h_gain: float = 1.0
     e_gain: float = 1.0
@@ -64,13 +64,9 @@ class Staining:
 STAININGS: dict[str, Staining] = {
     s.name: s
     for s in (
-        Staining("HE"),
-        Staining(
-            "H-strong", h_offset=(0.0, 0.03, 0.1), h_gain=1.35, e_gain=0.85, h_contrast=0.92, h_haze=0.12
-        ),
-        Staining(
-            "E-strong", h_offset=(-0.04, 0.02, 0.17), e_offset=(0.08, -0.17, 0.43), h_gain=0.9, e_gain=1.35
-        ),
+        Staining("HE", h_gain=1.12),
+        Staining("H-strong", h_offset=(0.0, 0.03, 0.1), h_gain=1.35, e_gain=0.85, h_contrast=0.92, h_haze=0.12),
+        Staining("E-strong", h_offset=(-0.04, 0.02, 0.17), e_offset=(0.08, -0.17, 0.43), h_gain=0.9, e_gain=1.35),
         Staining("pale", e_offset=(0.07, -0.14, 0.3), h_gain=0.62, e_gain=0.6, h_contrast=1.1),
         Staining("violet", h_offset=(-0.12, 0.1, 0.06), e_offset=(0.16, -0.1, 0.24), h_gain=1.1, h_haze=0.18),
         Staining("blue", h_offset=(0.08, -0.03, 0.02), e_offset=(0.06, -0.15, 0.32), h_gain=1.1, e_gain=0.75),
@@ -87,9 +83,7 @@ def get_staining(name: str | Staining) -> Staining:
     if isinstance(name, Staining):
         return name
     if name not in STAININGS:
-        raise ValueError(
-            f"staining must be one of {', '.join(STAININGS)}, got {name!r}: choose one of these."
-        )
+        raise ValueError(f"staining must be one of {', '.join(STAININGS)}, got {name!r}: choose one of these.")
     return STAININGS[name]
 
 
@@ -106,8 +100,6 @@ def transmit(scene: Scene, staining: Staining) -> list[F32]:
     e = scene.eosin * np.float32(staining.e_gain)
     vectors = staining.matrix * np.float32(DISPLAY_GAMMA * math.log(10.0))
     return [
-        np.asarray(
-            np.exp(-(h * vectors[0, c] + e * vectors[1, c] + scene.blood * vectors[2, c])), dtype=np.float32
-        )
+        np.asarray(np.exp(-(h * vectors[0, c] + e * vectors[1, c] + scene.blood * vectors[2, c])), dtype=np.float32)
         for c in range(3)
     ]

@@ -50,8 +50,7 @@ def tile_grid(
     step_px = tile_px if stride_px is None else stride_px
     if min(mpp_level0, mpp, tile_px, step_px) <= 0:
         raise ValueError(
-            "mpp, tile_px and stride_px must be positive, "
-            f"got {mpp_level0=}, {mpp=}, {tile_px=}, {stride_px=}"
+            f"mpp, tile_px and stride_px must be positive, got {mpp_level0=}, {mpp=}, {tile_px=}, {stride_px=}"
         )
     if border not in ("inside", "cover"):
         raise ValueError(f"border must be 'inside' or 'cover', got {border!r}")
@@ -59,6 +58,8 @@ def tile_grid(
     side, step = tile_px * downsample, step_px * downsample
     counts = [_count(length, side, step, downsample, border) for length in dimensions]
     xs, ys = (np.rint(np.arange(count) * step).astype(np.int64) for count in counts)
+    # With gaps between tiles the last corner may be rounded off the slide.
+    xs, ys = xs[xs < dimensions[0]], ys[ys < dimensions[1]]
     grid_y, grid_x = np.meshgrid(ys, xs, indexing="ij")
     return TileGrid(grid_x.ravel(), grid_y.ravel(), side)
 
@@ -66,8 +67,6 @@ def tile_grid(
 def _count(length: int, side: float, step: float, downsample: float, border: Border) -> int:
     """Tiles along one axis."""
     if border == "cover":
-        return (
-            max(1, math.ceil((length - side) / step - 1e-9) + 1) if step <= side else math.ceil(length / step)
-        )
+        return max(1, math.ceil((length - side) / step - 1e-9) + 1) if step <= side else math.ceil(length / step)
     room = length - side + downsample / 2
     return 0 if room < 0 else math.floor(room / step) + 1

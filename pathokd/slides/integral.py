@@ -40,9 +40,7 @@ def box_sums(
         shape (n,).
     """
     right, bottom = left + width, top + height
-    sums = (
-        _at(table, right, bottom) - _at(table, left, bottom) - _at(table, right, top) + _at(table, left, top)
-    )
+    sums = _at(table, right, bottom) - _at(table, left, bottom) - _at(table, right, top) + _at(table, left, top)
     return np.maximum(sums, 0.0)
 
 

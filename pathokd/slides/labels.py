@@ -81,11 +81,8 @@ def read_label_map(path: str | Path) -> LabelMap:
         ) from error
     if classes.ndim != 2 or classes.dtype != np.uint8:
         raise ManifestError(
-            f"Label map {png} has shape {classes.shape} of {classes.dtype}: "
-            "expected one 8-bit class index per pixel."
+            f"Label map {png} has shape {classes.shape} of {classes.dtype}: expected one 8-bit class index per pixel."
         )
     if classes.size and int(classes.max()) >= len(names):
-        raise ManifestError(
-            f"Label map {png} holds class {classes.max()}, but {side.name} names {len(names)} classes."
-        )
+        raise ManifestError(f"Label map {png} holds class {classes.max()}, but {side.name} names {len(names)} classes.")
     return LabelMap(classes, mpp, names)

@@ -130,9 +130,7 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     metadata = [name for name in frame.columns if name not in COLUMNS]
     out = frame[[*COLUMNS, *metadata]].astype(COLUMNS)
     for name in metadata:
-        out[name] = (
-            out[name].astype("float32") if name == "label_share" else out[name].fillna("").astype("str")
-        )
+        out[name] = out[name].astype("float32") if name == "label_share" else out[name].fillna("").astype("str")
     return out.reset_index(drop=True)
 
 
@@ -175,9 +173,7 @@ def read_table(path: str | Path) -> tuple[Header, pa.Table]:
     """
     header = read_header(path)
     if header.get("schema") != SCHEMA:
-        raise ManifestError(
-            f"{path} has schema {header.get('schema')!r}, expected {SCHEMA!r}: make it again."
-        )
+        raise ManifestError(f"{path} has schema {header.get('schema')!r}, expected {SCHEMA!r}: make it again.")
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:

@@ -45,9 +45,7 @@ def draw_overlay(
         cv2.rectangle(tiles, (left, top), (left + side - 1, top + side - 1), TILE, 1)
     canvas = np.asarray(cv2.addWeighted(tiles, 0.6, canvas, 0.4, 0), np.uint8)
     zoom = mask_downsample / picture.downsample / FINE
-    rings = [
-        np.round((ring + 0.5) * zoom).astype(np.int32) for rings in mask_polygons(mask) for ring in rings
-    ]
+    rings = [np.round((ring + 0.5) * zoom).astype(np.int32) for rings in mask_polygons(mask) for ring in rings]
     cv2.polylines(canvas, rings, isClosed=True, color=OUTLINE, thickness=2, lineType=cv2.LINE_AA)
     return canvas
 

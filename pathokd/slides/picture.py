@@ -28,9 +28,7 @@ class PictureReader:
                 self.icc_profile: bytes | None = image.info.get("icc_profile")
                 white.alpha_composite(image.convert("RGBA"))
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-            raise SlideError(
-                f"{path} is no readable picture ({error}): export it again as PNG or JPEG."
-            ) from error
+            raise SlideError(f"{path} is no readable picture ({error}): export it again as PNG or JPEG.") from error
         self._pixels: Rgb = np.asarray(white.convert("RGB"))
         self.vendor = "picture"
         self.dimensions: tuple[int, int] = white.size

@@ -76,14 +76,17 @@ def open_reader(path: Path) -> Reader:
     if not path.exists():
         raise SlideError(f"{path} does not exist: check the path (paths in a CSV are relative to the CSV).")
     try:
-        return OpenSlideReader(path)
+        reader = OpenSlideReader(path)
+        # OpenSlide takes some OME-TIFFs for plain ones, and then knows neither their mpp nor their levels.
+        is_ome = "<OME " in reader.properties.get("tiff.ImageDescription", "")
+        return TiffReader(path) if is_ome and reader.vendor == "generic-tiff" else reader
     except openslide.OpenSlideUnsupportedFormatError:
         return PictureReader(path) if path.suffix.lower() in SUFFIXES else TiffReader(path)
     except (openslide.OpenSlideError, OSError) as error:
         raise SlideError(
             f"OpenSlide refuses {path} ({_reason(error, path)}): "
-            "the file is damaged or of a variant it cannot read; copy it again from its source or convert it to a "
-            "tiled pyramidal TIFF."
+            "the file is damaged or of a variant it cannot read; "
+            "copy it again from its source or convert it to a tiled pyramidal TIFF."
         ) from error
 
 

@@ -66,8 +66,7 @@ def resolve_mpp(properties: Mapping[str, str], given: Mpp | None, path: str | Pa
             rejected.append(claim.words)
     found = f"only an mpp of {'; and of '.join(rejected)}, outside {_range()}" if rejected else "no mpp"
     raise SlideError(
-        f"{path} has {found}: "
-        "pass its microns per level-0 pixel with --mpp-level0 or in the CSV's `mpp` column."
+        f"{path} has {found}: pass its microns per level-0 pixel with --mpp-level0 or in the CSV's `mpp` column."
     )
 
 

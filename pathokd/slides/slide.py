@@ -86,9 +86,7 @@ class Slide:
         except SlideError as error:
             found.append(str(error))
         if self.icc and self.icc_profile is None:
-            found.append(
-                "ICC conversion was asked for, but the slide has no ICC profile: colours stay as they are."
-            )
+            found.append("ICC conversion was asked for, but the slide has no ICC profile: colours stay as they are.")
         return tuple(found)
 
     def read_tile(self, x: int, y: int, *, mpp: Mpp, tile_px: int, allow_upsampling: bool = False) -> Rgb:

@@ -16,8 +16,8 @@ from pathokd.types import Mpp
 SUFFIXES = (
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .dcm .czi .zvi .avs".split()  # noqa: SIM905
 )
-"""File name endings that count as slides in a folder (case does not matter); pictures must be named or globbed, since
-label maps and overlays are pictures too."""
+"""File name endings that count as slides in a folder (case does not matter); pictures must be named or
+globbed, since label maps and overlays are pictures too."""
 
 ALIASES = {
     "slide_id": ("slide_id", "sample_id", "name"),
@@ -118,9 +118,7 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
     free = [name for name in header if name and name not in columns.values()]
     reserved = [n for n in free if n in COLUMNS or (n in LABEL_COLUMNS and "label_map" in header)]
     if reserved:
-        raise ManifestError(
-            f"{path} has the column {reserved[0]}, which manifests use themselves: rename it."
-        )
+        raise ManifestError(f"{path} has the column {reserved[0]}, which manifests use themselves: rename it.")
     return [_csv_row(path, number, row, columns, free) for number, row in enumerate(rows, start=2)]
 
 
@@ -137,8 +135,7 @@ def _csv_row(
         mpp = float(cell("mpp")) if cell("mpp") else None
     except ValueError as error:
         raise ManifestError(
-            f"{csv_path}, line {number}: mpp is {cell('mpp')!r}, "
-            "expected microns per pixel such as 0.25, or nothing."
+            f"{csv_path}, line {number}: mpp is {cell('mpp')!r}, expected microns per pixel such as 0.25, or nothing."
         ) from error
     metadata = {name: row.get(name, "") for name in free}
     if metadata.get("label_map"):
@@ -155,9 +152,7 @@ def _with_unique_ids(sources: list[SlideSource]) -> list[SlideSource]:
     it."""
     for source in sources:
         if "/" in source.slide_id or "\\" in source.slide_id or source.slide_id.startswith("."):
-            raise ManifestError(
-                f"slide_id {source.slide_id!r} cannot name a file: leave out slashes and leading dots."
-            )
+            raise ManifestError(f"slide_id {source.slide_id!r} cannot name a file: leave out slashes and leading dots.")
     given = Counter(s.slide_id.casefold() for s in sources if s.slide_id)
     for name, count in given.items():
         if count > 1:

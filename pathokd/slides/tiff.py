@@ -38,9 +38,7 @@ class TiffReader:
         sizes = [_size(level) for level in self._levels]
         self.dimensions = sizes[0]
         self.level_dimensions = tuple(sizes)
-        self.level_downsamples = tuple(
-            (sizes[0][0] / width + sizes[0][1] / height) / 2 for width, height in sizes
-        )
+        self.level_downsamples = tuple((sizes[0][0] / width + sizes[0][1] / height) / 2 for width, height in sizes)
         first = self._levels[0].pages[0]
         self.vendor = "ome-tiff" if self._file.is_ome else "tifffile"
         self.properties: Mapping[str, str] = _properties(self._file, first)

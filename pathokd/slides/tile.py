@@ -136,7 +136,7 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
         with atomic_path(out / "overlays" / f"{source.slide_id}.jpg") as part:
             part.write_bytes(jpeg_bytes(picture))
         message = " ".join([*slide.warnings, *_remarks(len(frame), len(kept), overview, mask)])
-        facts = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
+        facts: dict[str, Any] = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
         # Written last: this file is what says that the slide is done.
         TileManifest(kept, spec, source_facts(source), facts).write(_tiles_path(out, source.slide_id))
         return _outcome(source, "ok", len(kept), started, **facts)
@@ -199,9 +199,7 @@ def _tiles(source: SlideSource, spec: TileSpec, slide: Slide, overview: Overview
 def _remarks(n_grid: int, n_kept: int, overview: Overview, mask: Mask) -> Iterator[str]:
     """What a user should know about a slide that went through."""
     if overview.unreadable.any():
-        yield (
-            f"{overview.unreadable.mean():.1%} of the overview cannot be read; tiles there are kept untested."
-        )
+        yield (f"{overview.unreadable.mean():.1%} of the overview cannot be read; tiles there are kept untested.")
     if n_grid == 0:
         yield "The slide is smaller than one tile."
     elif not mask.any():
@@ -235,9 +233,7 @@ def _outcome(
     message: str = "",
 ) -> Outcome:
     seconds = round(time.monotonic() - started, 2)
-    return Outcome(
-        source.slide_id, str(source.path), status, n_tiles, mpp_level0, mpp_source, seconds, message
-    )
+    return Outcome(source.slide_id, str(source.path), status, n_tiles, mpp_level0, mpp_source, seconds, message)
 
 
 def _is_done(source: SlideSource, spec: TileSpec, out: Path) -> bool:

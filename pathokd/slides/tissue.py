@@ -16,6 +16,9 @@ full."""
 GREY_WEIGHT = 0.3
 """How much plain darkness counts beside colour: enough for pale grey IHC tissue, too little for shadows on
 glass."""
+GREY_LIMIT = 4.0
+"""Darkness counts up to so many times the spread over the channels: the grey edge of a coverslip has next to
+none."""
 SMOOTH_UM: Microns = 8.0
 """Sigma of the blur before thresholding; joins nuclei with the pale stroma between them."""
 CLOSE_UM: Microns = 24.0
@@ -52,8 +55,8 @@ def tissue_mask(thumb: Rgb, mpp: Mpp = 8.0) -> Mask:
     stain = stain_density(od)
     junk = pen_mask(od, mpp) | _black(thumb)
     mask = (stain > otsu_threshold(stain[~junk])) & ~junk
-    mask = _morphology(mask, cv2.MORPH_CLOSE, CLOSE_UM / mpp)
-    mask = _morphology(mask, cv2.MORPH_OPEN, OPEN_UM / mpp)
+    mask = _erode(_dilate(mask, CLOSE_UM / mpp), CLOSE_UM / mpp)
+    mask = _dilate(_erode(mask, OPEN_UM / mpp), OPEN_UM / mpp)
     return fill_holes(drop_small(mask, MIN_OBJECT_UM2 / mpp**2), MIN_HOLE_UM2 / mpp**2)
 
 
@@ -104,7 +107,8 @@ def optical_density(rgb: Rgb) -> npt.NDArray[np.float32]:
 
 
 def stain_density(od: FloatArray) -> npt.NDArray[np.float32]:
-    """Amount of stain: the spread of optical density over the channels, plus a little of its mean.
+    """Amount of stain: the spread of optical density over the channels, plus a little of its mean where there
+    is colour.
 
     Args:
         od: optical density, shape (height, width, 3).
@@ -113,7 +117,8 @@ def stain_density(od: FloatArray) -> npt.NDArray[np.float32]:
         shape (height, width).
     """
     spread = od.max(axis=2) - od.min(axis=2)
-    density: npt.NDArray[np.float32] = (spread + GREY_WEIGHT * od.mean(axis=2)).astype(np.float32)
+    darkness = np.minimum(od.mean(axis=2), GREY_LIMIT * spread)
+    density: npt.NDArray[np.float32] = (spread + GREY_WEIGHT * darkness).astype(np.float32)
     return density
 
 
@@ -158,7 +163,7 @@ def pen_mask(od: FloatArray, mpp: Mpp = 8.0) -> Mask:
     if not strong.any():
         return strong
     pale = ((red > green) & (red > 0.03)) | ((blue > 0.7 * green) & (red < 0.2 * green) & (green > 0.04))
-    return strong | (_morphology(strong, cv2.MORPH_DILATE, PEN_HALO_UM / mpp) & pale)
+    return strong | (_dilate(strong, PEN_HALO_UM / mpp) & pale)
 
 
 def drop_small(mask: Mask, min_px: float) -> Mask:
@@ -202,14 +207,15 @@ def _blur(rgb: Rgb, sigma_px: float) -> Any:
     return rgb if sigma_px < 0.3 else cv2.GaussianBlur(rgb, (0, 0), sigma_px)
 
 
-def _morphology(mask: Mask, operation: int, radius_px: float) -> Mask:
-    """A morphological operation with a disc; outside the image continues the border, so edges do not
-    erode."""
-    radius = round(radius_px)
-    if radius < 1:
+def _dilate(mask: Mask, radius_px: float) -> Mask:
+    """Grow by a disc of any radius; by distance, since a structuring element is slow when it is large."""
+    if not mask.any():
         return mask
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = np.pad(mask.astype(np.uint8), 2 * radius, mode="edge")
-    done = cv2.morphologyEx(padded, operation, disc)
-    cut = slice(2 * radius, -2 * radius)
-    return done[cut, cut].astype(np.bool_)
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    grown: Mask = np.asarray(distance) <= radius_px
+    return grown
+
+
+def _erode(mask: Mask, radius_px: float) -> Mask:
+    """Shrink by a disc; the image border does not count as an edge."""
+    return ~_dilate(~mask, radius_px)

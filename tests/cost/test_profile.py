@@ -13,14 +13,10 @@ from pathokd.models.zoo import get_card
 
 def on_meta(name: str) -> Encoder:
     card = get_card(name)
-    return Encoder(
-        build_timm(card.architecture, card.model_args, image_px=card.image_px, device="meta"), card
-    )
+    return Encoder(build_timm(card.architecture, card.model_args, image_px=card.image_px, device="meta"), card)
 
 
-@pytest.mark.parametrize(
-    ("name", "gflops"), [("hoptimus0", 608.0), ("kaiko_vitb16", 35.0), ("h0_mini", 46.8)]
-)
+@pytest.mark.parametrize(("name", "gflops"), [("hoptimus0", 608.0), ("kaiko_vitb16", 35.0), ("h0_mini", 46.8)])
 def test_gflops_of_peers(name: str, gflops: float) -> None:
     assert count_gflops(on_meta(name)) == pytest.approx(gflops, rel=0.01)
 

@@ -8,7 +8,7 @@ from pathokd.data.samplers import ResumableBatchSampler, epoch_order
 
 
 def rows(sampler: ResumableBatchSampler) -> list[int]:
-    return [draw.index for batch in sampler for draw in batch]
+    return [draw.position for batch in sampler for draw in batch]
 
 
 @given(n=st.integers(1, 200), seed=st.integers(0, 9), epoch=st.integers(0, 9))
@@ -75,7 +75,11 @@ def test_a_state_of_another_run_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"batch_size": 0}, "batch_size"), ({"rank": 2, "world_size": 2}, "rank"), ({"drop_last": False, "world_size": 2}, "drop_last")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"rank": 2, "world_size": 2}, "rank"),
+        ({"drop_last": False, "world_size": 2}, "drop_last"),
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

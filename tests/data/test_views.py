@@ -54,7 +54,9 @@ def test_a_draw_repeats_exactly_and_other_draws_differ(tile: Rgb) -> None:
     views = Views(Geometry(32), {"student": jitter()}, seed=5)
     draws = [Draw(index, epoch) for index in range(6) for epoch in range(6)]
     first = [views(tile, draw)["student"].tobytes() for draw in draws]
-    again = [Views(Geometry(32), {"student": jitter()}, seed=5)(tile, draw)["student"].tobytes() for draw in reversed(draws)]
+    again = [
+        Views(Geometry(32), {"student": jitter()}, seed=5)(tile, draw)["student"].tobytes() for draw in reversed(draws)
+    ]
     assert first == again[::-1]
     assert len(set(first)) == len(draws)
 

@@ -103,6 +103,9 @@ def test_a_damaged_tile_is_a_flagged_row(
     assert summary["status"].tolist() == ["ok", "ok"]
     assert summary["n_unreadable"].tolist() == [4, 0]
     assert summary["message"][0] == "4 of 16 tiles are flagged and have no features."
+    again = embed_slides(encoder, manifest, tmp_path / "out")
+    assert again["status"].tolist() == ["skipped", "skipped"]
+    assert again["n_unreadable"].tolist() == [4, 0]
     stored = read_embeddings(tmp_path / "out" / "bad.h5")
     # The spoilt storage tile is 64 px wide, so the four 56 px tiles that touch it are unreadable.
     assert np.flatnonzero(stored.flag == "unreadable").tolist() == [0, 1, 4, 5]
@@ -151,9 +154,7 @@ def test_manifest_may_be_a_folder(
         embed_slides(encoder, TileManifest(empty.frame.iloc[:0], empty.spec), tmp_path / "out")
 
 
-def test_packed_tiles(
-    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
-) -> None:
+def test_packed_tiles(encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path) -> None:
     from pathokd.data.pack import pack_tiles
     from pathokd.data.packed import PackedTiles
 

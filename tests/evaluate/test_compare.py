@@ -96,9 +96,7 @@ def test_fidelity_of_a_model_to_itself_is_one(packed: PackedTiles, encoders: dic
     assert got.n == 60
 
 
-def test_fidelity_through_exported_heads(
-    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
-) -> None:
+def test_fidelity_through_exported_heads(packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     torch.manual_seed(0)
     statistics = Standardizer(96)
     statistics.update(torch.randn(50, 96) * 3 + 5)
@@ -116,10 +114,10 @@ def test_fidelity_through_exported_heads(
     images = np.stack([packed.read(int(row)) for row in rows])
     ours, theirs = student.features(images), teacher.features(images)
     with torch.no_grad():
-        cls = torch.cosine_similarity(heads["embedded.cls"](ours.cls), statistics(theirs.cls), dim=-1).mean()
-        patches = torch.cosine_similarity(
-            heads["embedded.patches"](ours.patches), theirs.patches, dim=-1
+        cls = torch.cosine_similarity(
+            statistics(heads["embedded.cls"](ours.cls)), statistics(theirs.cls), dim=-1
         ).mean()
+        patches = torch.cosine_similarity(heads["embedded.patches"](ours.patches), theirs.patches, dim=-1).mean()
     assert got.cosine_cls == pytest.approx(float(cls), abs=1e-5)
     assert got.cosine_patches == pytest.approx(float(patches), abs=1e-5)
     assert 0.0 <= got.cka <= 1.0

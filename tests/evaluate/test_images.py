@@ -8,7 +8,7 @@ import pytest
 from pathokd.errors import StoreError
 from pathokd.evaluate import probe_images
 from pathokd.evaluate.images import resize
-from pathokd.models import Encoder
+from pathokd.models import Encoder, load_encoder
 
 
 def test_colours_are_told_apart(encoders: dict[str, Encoder], tmp_path: Path) -> None:
@@ -39,10 +39,24 @@ def test_other_files_are_refused(encoders: dict[str, Encoder], tmp_path: Path) -
         probe_images(encoders["student"], tmp_path / "grey.npz")
 
 
+@pytest.mark.slow
+def test_the_probe_reproduces_published_figures(real_data: Path) -> None:
+    """shared/data states .864 / .789 for the saliency-tuned ViT-S after block 6 (CLS+mean, 224 px)."""
+    weights = next((real_data / "weights").glob("vit_small_patch14_dinov2*.safetensors"))
+    model = load_encoder(
+        weights,
+        architecture="vit_small_patch14_dinov2",
+        model_args={"depth": 6, "dynamic_img_size": True},
+        image_px=224,
+    )
+    tiles = real_data / "tiles_pathmnist1k" / "pathmnist_train1000.npz"
+    got = probe_images(model, tiles, readout="cls+mean")
+    assert got.accuracy == pytest.approx(0.864, abs=0.03)
+    assert got.knn10_accuracy == pytest.approx(0.789, abs=0.03)
+
+
 def test_real_tiles_are_readable(real_data: Path, encoders: dict[str, Encoder]) -> None:
     """PathMNIST with an untrained toy model: above chance (1 in 9) by colour alone."""
-    got = probe_images(
-        encoders["student"], real_data / "tiles_pathmnist1k" / "pathmnist_train1000.npz", readout="mean"
-    )
+    got = probe_images(encoders["student"], real_data / "tiles_pathmnist1k" / "pathmnist_train1000.npz", readout="mean")
     assert (got.n, got.n_classes) == (1000, 9)
     assert got.ci[0] > 0.2

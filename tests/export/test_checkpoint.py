@@ -29,9 +29,7 @@ CASES: dict[str, StudentSpec] = {
         {"depth": 2, "reg_tokens": 4, **SWIGLU_ARGS, "dynamic_img_size": True},
         image_px=64,
     ),
-    "swiglu-gelu": StudentSpec(
-        "vit_tiny_patch16_224", {"depth": 1, "mlp_layer": "SwiGLUPacked"}, image_px=32
-    ),
+    "swiglu-gelu": StudentSpec("vit_tiny_patch16_224", {"depth": 1, "mlp_layer": "SwiGLUPacked"}, image_px=32),
     "dinov2": StudentSpec("vit_small_patch14_reg4_dinov2", {"depth": 1, **SWIGLU_ARGS}, image_px=56),
 }
 

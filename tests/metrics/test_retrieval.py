@@ -44,9 +44,7 @@ def brute_topk(a: np.ndarray, b: np.ndarray, k: int) -> float:
 def test_topk_equals_brute_force(seed: int, n: int, dim: int, k: int, noise: float, chunk: int) -> None:
     a = draw(seed, n, dim)
     b = a + noise * draw(seed + 1, n, dim)
-    assert float(paired_topk(a, b, k, chunk=chunk)) == pytest.approx(
-        brute_topk(a.numpy(), b.numpy(), k), abs=1e-9
-    )
+    assert float(paired_topk(a, b, k, chunk=chunk)) == pytest.approx(brute_topk(a.numpy(), b.numpy(), k), abs=1e-9)
 
 
 @settings(max_examples=30, deadline=None)
@@ -66,7 +64,7 @@ def test_identical_features_score_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize(("n", "dim"), [(7, 3), (129, 384), (257, 1536)])
+@pytest.mark.parametrize(("n", "dim"), [(7, 3), (129, 384), (301, 768), (257, 1536), (133, 5120)])
 def test_constant_encoder_scores_chance(n: int, dim: int, dtype: torch.dtype) -> None:
     a = draw(1, 1, dim).repeat(n, 1).to(dtype)
     hits = paired_hits(a, a.clone(), 10)

@@ -96,9 +96,7 @@ def test_file_with_architecture_in_half_precision(tmp_path: Path) -> None:
     encoder = make({"depth": 4})
     half = {key: value.half() for key, value in encoder.model.state_dict().items()}
     save_file(half, tmp_path / "w.safetensors")
-    again = load_encoder(
-        tmp_path / "w.safetensors", architecture=ARCH, model_args={"depth": 4}, image_px=64, mpp=0.5
-    )
+    again = load_encoder(tmp_path / "w.safetensors", architecture=ARCH, model_args={"depth": 4}, image_px=64, mpp=0.5)
     assert again.card.mpp == 0.5
     for key, value in again.model.state_dict().items():
         assert value.dtype == torch.float32
@@ -108,9 +106,7 @@ def test_file_with_architecture_in_half_precision(tmp_path: Path) -> None:
 def test_only_an_explicit_depth_drops_blocks(tmp_path: Path) -> None:
     encoder = make({"depth": 4})
     save_file(dict(encoder.model.state_dict()), tmp_path / "w.safetensors")
-    shallow = load_encoder(
-        tmp_path / "w.safetensors", architecture=ARCH, model_args={"depth": 3}, image_px=64
-    )
+    shallow = load_encoder(tmp_path / "w.safetensors", architecture=ARCH, model_args={"depth": 3}, image_px=64)
     assert (shallow.card.depth, len(shallow.model.blocks)) == (3, 3)
     torch.testing.assert_close(shallow.model.blocks[2].mlp.fc1.weight, encoder.model.blocks[2].mlp.fc1.weight)
     with pytest.raises(WeightsError, match=r"missing \(blocks\.4\."):
@@ -129,9 +125,7 @@ def test_only_an_explicit_depth_drops_blocks(tmp_path: Path) -> None:
 def test_shapes_that_differ_are_named(tmp_path: Path) -> None:
     save_file(dict(make().model.state_dict()), tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="of another shape"):
-        load_encoder(
-            tmp_path / "w.safetensors", architecture="vit_small_patch16_224", model_args=TINY, image_px=64
-        )
+        load_encoder(tmp_path / "w.safetensors", architecture="vit_small_patch16_224", model_args=TINY, image_px=64)
 
 
 def test_position_embedding_follows_the_size(tmp_path: Path) -> None:
@@ -211,9 +205,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 def test_offline_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        WeightsError, match=r"hf-hub:bioptimus/H-optimus-0 could not be fetched.*request access"
-    ):
+    with pytest.raises(WeightsError, match=r"hf-hub:bioptimus/H-optimus-0 could not be fetched.*request access"):
         load_encoder("hoptimus0")
     with pytest.raises(WeightsError, match="could not be fetched"):
         load_encoder("hf-hub:nobody/no-such-model")
@@ -236,9 +228,7 @@ def test_a_known_source_finds_its_card() -> None:
 def test_real_saliency_vit(real_data: Path) -> None:
     path = real_data / "weights" / "vit_small_patch14_dinov2_imgfocus_first8blocks_fp16.safetensors"
     args = {"depth": 6, "dynamic_img_size": True}
-    encoder = load_encoder(
-        path, architecture="vit_small_patch14_dinov2", model_args=args, image_px=224, mpp=0.5
-    )
+    encoder = load_encoder(path, architecture="vit_small_patch14_dinov2", model_args=args, image_px=224, mpp=0.5)
     with torch.no_grad():
         features = encoder.eval()(images(224, 1))
     assert features.grid == (16, 16)

@@ -19,16 +19,12 @@ SMALL: dict[str, Any] = {"reg_tokens": 2, "init_values": 1e-5}
 
 def teacher(depth: int = 6) -> Encoder:
     args = {**SMALL, "depth": depth}
-    card = make_card(
-        "t", ARCH, args, image_px=32, mpp=0.5, mean=(0.7, 0.6, 0.7), std=(0.2, 0.2, 0.2), licence="MIT"
-    )
+    card = make_card("t", ARCH, args, image_px=32, mpp=0.5, mean=(0.7, 0.6, 0.7), std=(0.2, 0.2, 0.2), licence="MIT")
     return Encoder(build_timm(ARCH, args, image_px=32), card)
 
 
 def spec(**changes: Any) -> StudentSpec:
-    return StudentSpec(
-        **{"architecture": ARCH, "model_args": {**SMALL, "depth": 3}, "image_px": 32, **changes}
-    )
+    return StudentSpec(**{"architecture": ARCH, "model_args": {**SMALL, "depth": 3}, "image_px": 32, **changes})
 
 
 def test_default_is_h0_mini() -> None:
@@ -78,10 +74,7 @@ def test_named_layers() -> None:
 def test_a_copy_of_all_layers_is_the_teacher() -> None:
     source = teacher()
     args = {**SMALL, "depth": 6}
-    assert (
-        build_student(spec(init="teacher-layers", model_args=args), source).weights_sha256
-        == source.weights_sha256
-    )
+    assert build_student(spec(init="teacher-layers", model_args=args), source).weights_sha256 == source.weights_sha256
 
 
 def test_even_layers() -> None:

@@ -19,9 +19,7 @@ def rgb() -> Rgb:
 
 
 def read(slide: openslide.OpenSlide, level: int = 0) -> np.ndarray:
-    return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB")).astype(
-        int
-    )
+    return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.4545, 0.5])
@@ -107,7 +105,5 @@ def test_imagecodecs_is_not_needed(tmp_path: Path) -> None:
 )
 def test_bad_arguments_leave_nothing(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        write_pyramid(
-            **{"path": tmp_path / "a.tif", "rgb": np.zeros((400, 400, 3), np.uint8), "mpp": 0.5, **changes}
-        )
+        write_pyramid(**{"path": tmp_path / "a.tif", "rgb": np.zeros((400, 400, 3), np.uint8), "mpp": 0.5, **changes})
     assert list(tmp_path.iterdir()) == []

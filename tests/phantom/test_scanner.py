@@ -11,9 +11,7 @@ from pathokd.phantom.scanner import develop, get_scanner, sampling
 
 
 @given(st.floats(0.2, 0.4), st.floats(0.25, 4.0), st.floats(0.0, 0.8), st.floats(-0.2, 0.2))
-def test_sampling_keeps_constants_and_positions(
-    mpp_in: float, mpp_out: float, psf: float, shift: float
-) -> None:
+def test_sampling_keeps_constants_and_positions(mpp_in: float, mpp_out: float, psf: float, shift: float) -> None:
     n_in, n_out = 400, int(400 * mpp_in / mpp_out)
     matrix = sampling(n_in, mpp_in, n_out, mpp_out, psf, shift)
     np.testing.assert_allclose(matrix @ np.ones(n_in), 1.0, rtol=1e-5)
@@ -78,9 +76,7 @@ def test_another_exposure_changes_noise_only(scene: Scene) -> None:
     a, b = (render(scene, "HE", "S50", noise_seed=seed).astype(int) for seed in (0, 1))
     assert 0 < np.abs(a - b).mean() < 2
     quiet = dataclasses.replace(get_scanner("S50"), shot=0.0, read=0.0)
-    np.testing.assert_array_equal(
-        render(scene, "HE", quiet, noise_seed=0), render(scene, "HE", quiet, noise_seed=1)
-    )
+    np.testing.assert_array_equal(render(scene, "HE", quiet, noise_seed=0), render(scene, "HE", quiet, noise_seed=1))
 
 
 def test_bad_scanners() -> None:

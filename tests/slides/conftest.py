@@ -30,9 +30,7 @@ def write_slide(tmp_path: Path) -> WriteSlide:
                 facts: dict[str, object] = {"photometric": "rgb", "tile": (256, 256), "metadata": None}
                 if mpp is not None:
                     facts |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
-                writer.write(
-                    image, compression=compression, subfiletype=int(number > 0), **{**facts, **kwargs}
-                )
+                writer.write(image, compression=compression, subfiletype=int(number > 0), **{**facts, **kwargs})
         return path
 
     return write

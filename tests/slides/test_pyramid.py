@@ -47,9 +47,7 @@ def test_match_is_taken_as_it_is() -> None:
 
 
 @settings(deadline=None)
-@given(
-    scale=st.floats(0.3, 64), side=st.integers(1, 2000), downsamples=st.lists(st.floats(1.1, 64), max_size=6)
-)
+@given(scale=st.floats(0.3, 64), side=st.integers(1, 2000), downsamples=st.lists(st.floats(1.1, 64), max_size=6))
 def test_properties(scale: float, side: int, downsamples: list[float]) -> None:
     levels = (1.0, *downsamples)
     choice = choose_level(levels, scale)

@@ -62,8 +62,9 @@ def test_jpeg2000_with_icc(real_data: Path) -> None:
     path = file_named(real_data, "TCGA-CR-7395-01A-01-TS1.svs")
     with Slide(path, mpp=0.25) as plain, Slide(path, mpp=0.25, icc=True) as managed:
         a, b = (s.read_tile(1500, 1500, mpp=0.5, tile_px=224).astype(int) for s in (plain, managed))
-    difference = np.abs(a - b).mean()
-    assert 0.5 < difference < 60
+    # This slide's profile is sRGB itself.
+    assert np.abs(a - b).max() <= 1
+    assert a.std() > 10
 
 
 def test_tile_everything(real_data: Path, tmp_path: Path) -> None:
@@ -95,14 +96,12 @@ def picture(real_data: Path, name: str) -> np.ndarray:
         ("histoqc_pen_red.png", 20, 0.4, 0.5),
     ],
 )
-def test_masks_of_quality_control_pictures(
-    real_data: Path, name: str, mpp: float, low: float, high: float
-) -> None:
+def test_masks_of_quality_control_pictures(real_data: Path, name: str, mpp: float, low: float, high: float) -> None:
     assert low <= tissue_mask(picture(real_data, name), mpp).mean() <= high
 
 
 def test_pen_around_the_tissue_is_left_out(real_data: Path) -> None:
     mask = tissue_mask(picture(real_data, "histoqc_pen_red.png"), 20)
     # The thick stroke on the left, and the tissue in the middle.
-    assert not mask[200:350, 25:45].any()
+    assert not mask[200:330, 50:68].any()
     assert mask[200:350, 150:300].mean() > 0.95

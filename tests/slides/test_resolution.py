@@ -40,9 +40,7 @@ def test_implausible_is_passed_over_with_a_warning() -> None:
 
 @pytest.mark.parametrize("mpp", ["264.6", "0.01", "0", "-1", "nan", "inf"])
 def test_only_implausible(mpp: str) -> None:
-    with pytest.raises(
-        SlideError, match=r"a\.svs has only an mpp of .*outside 0\.05 to 20 um/px: pass .*--mpp-level0"
-    ):
+    with pytest.raises(SlideError, match=r"a\.svs has only an mpp of .*outside 0\.05 to 20 um/px: pass .*--mpp-level0"):
         resolve_mpp({"openslide.mpp-x": mpp, "openslide.mpp-y": mpp}, None, "a.svs")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import ImageCms
 
 from pathokd.errors import SlideError
 from pathokd.slides import Slide, choose_level
@@ -37,9 +39,7 @@ def shift_and_stretch(got: npt.NDArray[np.floating], want: npt.NDArray[np.floati
 
 @pytest.mark.parametrize("mpp_level0", [0.2738, 0.3455, 0.25, 0.2211, 0.499])
 @pytest.mark.parametrize("mpp", [0.5, 0.88, 2.0])
-def test_field_of_view_at_odd_mpp(
-    write_slide: WriteSlide, waves: Waves, mpp_level0: float, mpp: float
-) -> None:
+def test_field_of_view_at_odd_mpp(write_slide: WriteSlide, waves: Waves, mpp_level0: float, mpp: float) -> None:
     # 1999 / 500 = 3.998: a downsample that int() would take for 3, as 3.9994 is on real slides.
     path = write_slide(as_levels(waves, [(1999, 1999), (500, 500)]), mpp=mpp_level0)
     down = mpp / mpp_level0
@@ -192,6 +192,7 @@ def test_pickle_reopens(write_slide: WriteSlide, waves: Waves) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of what is tested here.
 def test_fork_reopens(write_slide: WriteSlide, waves: Waves) -> None:
     with Slide(write_slide(as_levels(waves, [(600, 600)]))) as slide:
         tile = slide.read_tile(9, 9, mpp=1.0, tile_px=100)
@@ -212,19 +213,17 @@ def test_close_and_read_again(write_slide: WriteSlide, waves: Waves) -> None:
     slide.close()
 
 
-def test_icc_changes_colours_after_the_resize(
-    write_slide: WriteSlide, tissue_like: npt.NDArray[np.uint8]
-) -> None:
-    from PIL import ImageCms
-
-    # A stand-in scanner profile: the same primaries in Lab would not be RGB, so sRGB itself must be the
-    # identity.
+def test_icc_is_applied_after_the_resize(write_slide: WriteSlide, tissue_like: npt.NDArray[np.uint8]) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    path = write_slide(tissue_like, iccprofile=srgb)
+    # Red and blue exchanged in the tag table: a scanner whose conversion is known without a colour engine.
+    names = {b"rXYZ": b"bXYZ", b"bXYZ": b"rXYZ"}
+    swapped = re.sub(b"[rb]XYZ", lambda tag: names[tag.group()], srgb)
+    path = write_slide(tissue_like, iccprofile=swapped)
     with Slide(path) as plain, Slide(path, icc=True) as managed:
-        assert plain.icc_profile == srgb
-        a, b = (s.read_tile(300, 300, mpp=1.0, tile_px=100).astype(int) for s in (plain, managed))
-        assert np.abs(a - b).max() <= 1
+        assert plain.icc_profile == swapped
+        for mpp in (0.5, 1.7):
+            a, b = (s.read_tile(100, 100, mpp=mpp, tile_px=200).astype(int) for s in (plain, managed))
+            assert np.abs(a[..., ::-1] - b).max() <= 1
         assert not managed.warnings
     with Slide(write_slide(tissue_like, name="bare.tif"), icc=True) as bare:
         assert any("no ICC profile" in w for w in bare.warnings)

@@ -43,9 +43,7 @@ def test_values(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -
     assert np.abs(frame["tissue_fraction"] - truth).max() < 0.16
     area = frame["tissue_fraction"].sum() * 128**2
     assert area == pytest.approx(np.pi * 350**2, rel=0.12)
-    written = {
-        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()
-    }
+    written = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert written == {
         "manifest.parquet", "summary.csv", "tiles/slide.parquet",
         "geojson/slide.geojson", "overlays/slide.jpg",
@@ -67,8 +65,8 @@ def test_a_bad_slide_is_a_row(write_slide: WriteSlide, tissue_like: Picture, tmp
     summary = tile_slides([*sources, SlideSource("gone", tmp_path / "gone.svs")], SPEC, tmp_path / "out")
     told = summary.set_index("slide_id")
     assert told["status"].to_dict() == {
-        "broken": "failed", "coarse": "failed", "dark": "failed", "glass": "ok", "gone": "failed", "good": "ok",
-        "nompp": "failed",
+        "broken": "failed", "coarse": "failed", "dark": "failed", "glass": "ok", "gone": "failed",
+        "good": "ok", "nompp": "failed",
     }  # fmt: skip
     for slide, words in {
         "broken": "of no format", "coarse": "2 um/px at best", "dark": "brightfield",

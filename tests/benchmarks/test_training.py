@@ -1,0 +1,199 @@
+"""Tiles per second of `pathokd fit` against a bare loop, timm.task and lightly-train on the same work.
+
+Every contender is a fresh process that notes the end of each step; tiles/s counts the steps after the first `WARM_UP`,
+so imports, building models and starting workers are out of it and stand in the column of whole commands. Each round
+runs all contenders once, in rotating order; ratios are taken within a round, and their median is the figure.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pathokd.data.pack import pack_tiles
+from pathokd.data.packed import PackedTiles
+from pathokd.files import write_json
+from pathokd.slides.manifest import TileManifest, TileSpec
+from pathokd.slides.sources import find_slides
+from pathokd.slides.tile import tile_slides
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(3 * 3600)]
+
+TILES = int(os.environ.get("PATHOKD_BENCH_TILES", "256"))
+ROUNDS = int(os.environ.get("PATHOKD_BENCH_ROUNDS", "5"))
+BATCH_SIZE = 16
+WARM_UP = 2
+TEACHER, STUDENT = "vit_small_patch16_224", "vit_tiny_patch16_224"
+LABELS = {
+    "bare": "bare PyTorch loop, tiles decoded in memory",
+    "fit": "`pathokd fit`, packed tiles, same losses",
+    "fit_features": "`pathokd fit`, and standardised targets and EMA",
+    "timm": "timm.task.FeatureDistillationTask, tiles decoded in memory",
+    "lightly": "lightly-train, distillationv3, tiles as JPEG files",
+}
+
+
+@pytest.fixture(scope="module")
+def work(bench_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same tiles packed, decoded and as files; one teacher with random weights in two formats."""
+    folder = tmp_path_factory.mktemp("training")
+    tile_slides(find_slides(str(bench_slide)), TileSpec(), folder / "tiles")
+    manifest = TileManifest.read(folder / "tiles" / "manifest.parquet")
+    assert len(manifest.frame) >= TILES, f"the slide has {len(manifest.frame)} tiles, set PATHOKD_BENCH_TILES lower"
+    TileManifest(manifest.frame.head(TILES), manifest.spec).write(folder / "some" / "manifest.parquet")
+    pack_tiles(folder / "some", folder / "packed")
+    packed = PackedTiles(folder / "packed")
+    np.save(folder / "tiles.npy", np.stack([packed.read(row) for row in range(TILES)]))
+    (folder / "files").mkdir()
+    for row in range(TILES):
+        (folder / "files" / f"{row:05d}.jpg").write_bytes(packed.read_encoded(row))
+    packed.close()
+    torch.manual_seed(1)
+    weights = timm.create_model(TEACHER, num_classes=0).state_dict()
+    save_file(weights, folder / "teacher.safetensors")
+    torch.save(weights, folder / "teacher.pt")
+    job = {
+        "teacher": str(folder / "teacher.safetensors"),
+        "teacher_architecture": TEACHER,
+        "student_architecture": STUDENT,
+        "tiles": str(folder / "tiles.npy"),
+        "batch_size": BATCH_SIZE,
+    }
+    return {"folder": folder, "job": job}
+
+
+def fit_config(work: dict[str, Any], out: Path, *, features: bool) -> dict[str, Any]:
+    """What `bare_loop.py` does, as a config; `features` switches on what the bare loop has not."""
+    job, extra = work["job"], {} if features else {"standardize_steps": 0, "ema_momentum": None}
+    stopwatch = {"class_path": "fit_stopwatch.FitStopwatch", "init_args": {"out": str(out)}}
+    return {
+        "model": {
+            "teachers": {"vits": {"weights": job["teacher"], "architecture": TEACHER}},
+            "student": {"architecture": STUDENT},
+            "objectives": [
+                {"loss": {"class_path": "pathokd.losses.MSE"}, "tokens": "cls"},
+                {"loss": {"class_path": "pathokd.losses.Cosine"}, "tokens": "patches"},
+            ],
+            "optim": {"weight_decay": [0.04, 0.04]},
+            **extra,
+        },
+        "data": {"tiles": str(work["folder"] / "packed"), "batch_size": BATCH_SIZE, "val_fraction": 0.0},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "callbacks": [stopwatch]},
+    }
+
+
+def run_fit(work: dict[str, Any], run_contender: Any, name: str, attempt: int, *, features: bool) -> dict[str, Any]:
+    folder: Path = work["folder"]
+    config, out = folder / f"{name}.yaml", folder / f"{name}.out.json"
+    write_json(config, fit_config(work, out, features=features))
+    cli = [sys.executable, "-c", "from pathokd.cli.main import entry; entry()"]
+    return run_contender([*cli, "fit", "--config", str(config), "--out", str(folder / f"{name}-{attempt}")], out)
+
+
+def run_lightly(work: dict[str, Any], run_contender: Any, binary: Path) -> dict[str, Any]:
+    folder: Path = work["folder"]
+    settings = {
+        "out": folder / "lightly",
+        "data": folder / "files",
+        "model": f"timm/{STUDENT}",
+        "model_args.pretrained": "false",
+        "model_args.num_classes": 0,
+        "method": "distillationv3",
+        "method_args.teacher": f"timm/{TEACHER}",
+        "method_args.teacher_args.pretrained": "false",
+        "method_args.teacher_args.num_classes": 0,
+        "method_args.teacher_weights": folder / "teacher.pt",
+        "epochs": 1,
+        "batch_size": BATCH_SIZE,
+        "num_workers": 0,
+        "accelerator": "cpu",
+        "devices": 1,
+        "precision": "32-true",
+        "overwrite": "true",
+    }
+    stopwatch = Path(__file__).parent / "contenders" / "lightly_stopwatch.py"
+    out = folder / "lightly.out.json"
+    command = [binary.parent / "python", stopwatch, out, binary, "pretrain"]
+    return run_contender([*map(str, command), *(f"{key}={value}" for key, value in settings.items())], out)
+
+
+def tiles_per_s(facts: dict[str, Any]) -> float:
+    """Speed after the warm-up steps, from one step's end to another's."""
+    stamps = facts["stamps"][WARM_UP - 1 :]
+    return BATCH_SIZE * (len(stamps) - 1) / (stamps[-1] - stamps[0])
+
+
+def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Per contender: tiles/s of each round, its ratio to the bare loop of the same round, and both medians."""
+    speeds = {name: [tiles_per_s(facts) for facts in rounds] for name, rounds in runs.items()}
+    figures = {}
+    for name, own in speeds.items():
+        to_bare = [a / b for a, b in zip(own, speeds["bare"], strict=True)]
+        fit_to_it = [a / b for a, b in zip(speeds["fit"], own, strict=True)]
+        figures[name] = {
+            "label": LABELS[name],
+            "tiles_per_s": own,
+            "tiles_per_s_median": median(own),
+            "ratio_to_bare": to_bare,
+            "ratio_to_bare_median": median(to_bare),
+            "fit_over_this_median": median(fit_to_it),
+            "wall_s_median": median(facts["wall_s"] for facts in runs[name]),
+            "trainable": runs[name][0]["trainable"],
+            "steps": len(runs[name][0]["stamps"]),
+        }
+    return figures
+
+
+def test_fit_keeps_nine_tenths_of_a_bare_loop(
+    work: dict[str, Any], run_contender: Any, run_script: Any, publish: Any, markdown: Any
+) -> None:
+    job, folder = work["job"], work["folder"]
+    contenders: dict[str, Callable[[int], dict[str, Any]]] = {
+        "bare": lambda attempt: run_script("bare_loop", job, folder),
+        "fit": lambda attempt: run_fit(work, run_contender, "fit", attempt, features=False),
+        "fit_features": lambda attempt: run_fit(work, run_contender, "fit_features", attempt, features=True),
+        "timm": lambda attempt: run_script("timm_task", job, folder),
+    }
+    notes = []
+    binary = os.environ.get("LIGHTLY_TRAIN_BIN")
+    if binary:
+        contenders["lightly"] = lambda attempt: run_lightly(work, run_contender, Path(binary))
+    else:
+        notes.append("lightly-train left out: LIGHTLY_TRAIN_BIN does not name its executable (see README.md).")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for attempt in range(ROUNDS):
+        shift = attempt % len(names)
+        for name in [*names[shift:], *names[:shift]]:
+            runs[name].append(contenders[name](attempt))
+
+    figures = summarise(runs)
+    header = ["contender", "tiles/s, median (range)", "ratio to bare loop", "`fit` over this", "whole command, s"]
+    rows = [
+        [
+            row["label"],
+            f"{row['tiles_per_s_median']:.2f} ({min(row['tiles_per_s']):.2f} to {max(row['tiles_per_s']):.2f})",
+            f"{row['ratio_to_bare_median']:.3f}",
+            f"{row['fit_over_this_median']:.3f}",
+            f"{row['wall_s_median']:.1f}",
+        ]
+        for row in figures.values()
+    ]
+    settings = {"tiles": TILES, "rounds": ROUNDS, "batch_size": BATCH_SIZE, "warm_up_steps": WARM_UP}
+    what = f"{TEACHER} to {STUDENT}, fp32, {TILES} tiles, batch {BATCH_SIZE}, {ROUNDS} rounds"
+    publish(
+        "training",
+        {"settings": settings, "notes": notes, "contenders": figures},
+        "\n".join([f"Training: {what}", "", markdown(header, rows), *notes]),
+    )
+    assert figures["fit"]["trainable"] == figures["bare"]["trainable"]
+    assert figures["fit"]["steps"] == figures["bare"]["steps"] == TILES // BATCH_SIZE
+    assert figures["fit"]["ratio_to_bare_median"] >= 0.90

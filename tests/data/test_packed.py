@@ -1,0 +1,145 @@
+"""Packing: what comes back is what went in, in whatever order, thread, process or program reads it."""
+
+import json
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pathokd.data import pack as pack_module
+from pathokd.data.pack import PackSpec, pack_tiles
+from pathokd.data.packed import PackedTiles
+from pathokd.data.wsi import WsiTiles, open_tiles, read_manifest, tile_keys
+from pathokd.errors import ManifestError, StoreError
+from pathokd.phantom import write_pyramid
+from pathokd.slides.manifest import TileManifest
+
+SHARD = 20
+
+
+def test_every_tile_comes_back_close_to_the_slide(packed: Path) -> None:
+    stored, source = PackedTiles(packed), WsiTiles(read_manifest(packed.parent))
+    assert len(stored) == len(source) == 48
+    assert stored.index["key"].to_list() == source.index["key"].to_list()
+    for row in range(len(stored)):
+        difference = np.abs(stored.read(row).astype(int) - source.read(row))
+        assert difference.mean() < 3
+
+
+def test_png_is_lossless(tmp_path: Path, packed: Path) -> None:
+    pack_tiles(packed.parent, tmp_path, PackSpec(quality=0))
+    stored, source = PackedTiles(tmp_path), WsiTiles(read_manifest(packed.parent))
+    assert all(np.array_equal(stored.read(row), source.read(row)) for row in range(len(stored)))
+
+
+def test_offsets_agree_with_tarfile_and_pillow(packed: Path) -> None:
+    stored = PackedTiles(packed)
+    for name, rows in stored.index.groupby("shard"):
+        with tarfile.open(packed / str(name)) as tar:
+            members = {member.name: member for member in tar.getmembers()}
+            for row in rows.itertuples():
+                member = members[f"{row.key}.jpg"]
+                assert (member.offset_data, member.size) == (row.offset, row.size)
+                file = tar.extractfile(member)
+                assert file is not None
+                assert np.abs(np.asarray(Image.open(file)).astype(int) - stored.read(row.Index)).max() <= 2
+                meta = tar.extractfile(members[f"{row.key}.json"])
+                assert meta is not None
+                assert json.load(meta)["slide_id"] == row.slide_id
+
+
+def test_webdataset_pairs_image_and_json_by_the_first_dot(packed: Path) -> None:
+    # WebDataset's rule: the key ends at the first dot of the file name.
+    with tarfile.open(packed / "shard-000000.tar") as tar:
+        names = tar.getnames()
+    keys = [Path(name).name.split(".")[0] for name in names]
+    assert keys[0::2] == keys[1::2]
+    assert len(set(keys)) == len(keys) / 2
+    assert [name.split(".", 1)[1] for name in names] == ["jpg", "json"] * (len(names) // 2)
+
+
+def test_threads_pickles_and_forks_read_the_same(packed: Path) -> None:
+    stored = PackedTiles(packed)
+    expected = [stored.read(row).tobytes() for row in range(len(stored))]
+    with ThreadPoolExecutor(4) as pool:
+        assert [tile.tobytes() for tile in pool.map(stored.read, range(len(stored)))] == expected
+    copy = pickle.loads(pickle.dumps(stored))
+    assert copy.read(7).tobytes() == expected[7]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if stored.read(7).tobytes() == expected[7] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_keys_are_unique_even_where_names_collide() -> None:
+    frame = pd.DataFrame({"slide_id": ["a.b", "a_b"], "x": [0, 0], "y": [0, 0]})
+    keys = tile_keys(frame)
+    assert len(set(keys)) == 2
+    assert not any("." in key for key in keys)
+
+
+def test_an_interrupted_run_keeps_whole_shards(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = PackedTiles(packed)
+    write = pack_module._write_shard
+    calls = []
+
+    def dies_in_the_third(*args: object) -> None:
+        calls.append(args[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pack_module, "_write_shard", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack_tiles(packed.parent, tmp_path, PackSpec(shard_tiles=SHARD))
+    assert not (tmp_path / "index.parquet").exists()
+    with pytest.raises(ManifestError, match="pathokd pack"):
+        PackedTiles(tmp_path)
+    pack_tiles(packed.parent, tmp_path, PackSpec(shard_tiles=SHARD))
+    assert calls == [0, 1, 2, 2]
+    again = PackedTiles(tmp_path)
+    pd.testing.assert_frame_equal(again.index, whole.index)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_settings_are_refused_by_name_unless_overwritten(tmp_path: Path, packed: Path) -> None:
+    pack_tiles(packed.parent, tmp_path, PackSpec(quality=90))
+    with pytest.raises(StoreError, match="quality = 90, this run asks for 50"):
+        pack_tiles(packed.parent, tmp_path, PackSpec(quality=50))
+    pack_tiles(packed.parent, tmp_path, PackSpec(quality=50), overwrite=True)
+    assert PackedTiles(tmp_path).header["settings"]["quality"] == 50
+
+
+def test_a_corrupt_tile_is_left_out_and_told(tmp_path: Path, packed: Path) -> None:
+    pixels = np.random.default_rng(0).integers(90, 250, (256, 256, 3), dtype=np.uint8)
+    write_pyramid(tmp_path / "bad.tif", pixels, 0.5, tile_px=64, corrupt=[(0, 0, 0)])
+    manifest = read_manifest(packed.parent)
+    frame = manifest.frame[manifest.frame["slide_id"] == "slide 0.é"].assign(path=str(tmp_path / "bad.tif"))
+    TileManifest(frame, manifest.spec).write(tmp_path / "manifest.parquet")
+    result = pack_tiles(tmp_path, tmp_path / "packed")
+    assert result.tiles == 15
+    assert result.unreadable[["x", "y", "flag"]].values.tolist() == [[0, 0, "unreadable"]]
+    assert pd.read_csv(tmp_path / "packed/unreadable.csv")["message"].str.contains("bad.tif").all()
+    assert len(PackedTiles(tmp_path / "packed")) == 15
+
+
+def test_damage_is_one_sentence(tmp_path: Path, packed: Path) -> None:
+    pack_tiles(packed.parent, tmp_path)
+    shard = tmp_path / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(StoreError, match="truncated"):
+        PackedTiles(tmp_path).read(20)
+    shard.unlink()
+    with pytest.raises(StoreError, match="missing"):
+        PackedTiles(tmp_path).read(0)
+    (tmp_path / "index.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ManifestError, match="no readable Parquet"):
+        PackedTiles(tmp_path)
+    with pytest.raises(ManifestError, match="holds no tiles"):
+        open_tiles(tmp_path / "nowhere")

@@ -1,0 +1,204 @@
+"""The module as a whole: what it computes, what it stores, what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pathokd.data.datamodule import TileDataModule
+from pathokd.data.views import Geometry
+from pathokd.distill.callbacks import FiniteGuard
+from pathokd.distill.module import DistillationModule
+from pathokd.distill.network import ProjectorSpec
+from pathokd.distill.objective import Objective
+from pathokd.errors import TrainingError
+from pathokd.losses import Cosine, SmoothL1
+from pathokd.models import StudentSpec, TeacherSpec, load_encoder
+from pathokd.models.student import build_student
+
+TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
+
+
+def module(teacher: Path, **changes: Any) -> DistillationModule:
+    settings: dict[str, Any] = {
+        "teachers": {"t": TeacherSpec(str(teacher))},
+        "student": StudentSpec("vit_tiny_patch16_224", TINY, image_px=32),
+        "objectives": [Objective(Cosine()), Objective(SmoothL1(), tokens="patches", weight=0.5)],
+        "standardize_steps": 0,
+    }
+    built = DistillationModule(**{**settings, **changes})
+    built.configure_model()
+    return built
+
+
+def batch(n: int = 3, names: tuple[str, ...] = ("clean",)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    views = {name: torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator) for name in names}
+    return {"views": views, "index": torch.arange(n), "key": [f"tile-{i}" for i in range(n)]}
+
+
+def fit(built: DistillationModule, packed: Path, out: Path, **trainer: Any) -> L.Trainer:
+    data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3)
+    settings = {"max_epochs": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    runner = L.Trainer(default_root_dir=out, accelerator="cpu", **{**settings, "num_sanity_val_steps": 0, **trainer})
+    runner.fit(built, data)
+    return runner
+
+
+def test_losses_equal_the_formula_on_the_models_own_outputs(teacher_folder: Path) -> None:
+    built = module(teacher_folder).eval()
+    images = batch()
+    with torch.no_grad():
+        losses = built.losses(images)
+    teacher = load_encoder(str(teacher_folder)).eval()
+    assert built.net is not None
+    with torch.no_grad():
+        t, s = teacher(images["views"]["clean"]), built.net.encoder(images["views"]["clean"])
+        cls = built.net.heads["t__cls"](s.cls)
+        patches = built.net.heads["t__patches"](s.patches)
+    expected_cls = (1 - F.cosine_similarity(cls, t.cls, dim=-1)).mean()
+    expected_patches = F.smooth_l1_loss(patches, t.patches)
+    assert float(losses.parts["cls_cosine"]) == pytest.approx(float(expected_cls), abs=1e-6)
+    assert float(losses.parts["patches_smoothl1"]) == pytest.approx(float(expected_patches), abs=1e-6)
+    assert float(losses.total) == pytest.approx(float(expected_cls + 0.5 * expected_patches), abs=1e-6)
+
+
+def test_each_objective_sees_its_own_views(teacher_folder: Path) -> None:
+    objectives = [Objective(Cosine(), view="student"), Objective(Cosine(), view="student", teacher_view="student")]
+    built = module(teacher_folder, objectives=objectives).eval()
+    images = batch(names=("clean", "student"))
+    swapped = {**images, "views": {"clean": images["views"]["student"], "student": images["views"]["student"]}}
+    with torch.no_grad():
+        same, crossed = built.losses(swapped), built.losses(images)
+    assert float(same.total) != pytest.approx(float(crossed.total), abs=1e-4)
+    with pytest.raises(ValueError, match="'student'"):
+        built.losses(batch())
+
+
+def test_patch_grids_of_different_size_meet_on_the_students(teacher_folder: Path) -> None:
+    student = StudentSpec("vit_tiny_patch16_224", {**TINY, "patch_size": 16}, image_px=32)
+    losses = module(teacher_folder, student=student).losses(batch())
+    assert losses.total.isfinite()
+
+
+def test_gradients_reach_student_and_heads_but_no_teacher(teacher_folder: Path) -> None:
+    built = module(teacher_folder)
+    built.losses(batch()).total.backward()
+    assert built.net is not None
+    assert all(p.grad is not None for p in built.net.heads.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in built.net.encoder.parameters() if p.grad is not None) > 0
+    teacher = built.teacher("t")
+    assert not any(p.requires_grad for p in teacher.encoder.parameters())
+    assert not built.train().teacher("t").training
+    assert not teacher.encoder.model.training
+
+
+def test_a_fit_changes_the_student_and_stores_no_teacher(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    built = module(teacher_folder, standardize_steps=2)
+    assert built.net is not None
+    before = {name: value.clone() for name, value in built.net.state_dict().items()}
+    runner = fit(built, packed, tmp_path)
+    runner.save_checkpoint(tmp_path / "c.ckpt")
+    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert not any("teacher" in name for name in saved["state_dict"])
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"net", "ema", "statistics"}
+    assert any(not torch.equal(before[name], value) for name, value in built.net.state_dict().items())
+    assert {"val/cosine_cls", "val/cosine_patches", "val/cka", "val/knn_overlap"} <= runner.callback_metrics.keys()
+
+
+def test_the_average_follows_the_student_by_its_formula(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    built = module(teacher_folder, ema_momentum=(0.5, 0.5))
+    assert built.net is not None
+    weights = [built.net.heads["t__cls"].net[0].weight.detach().clone()]  # type: ignore[union-attr, index]
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            assert built.net is not None
+            weights.append(built.net.heads["t__cls"].net[0].weight.detach().clone())  # type: ignore[union-attr, index]
+
+    fit(built, packed, tmp_path, callbacks=[Watch()])
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = 0.5 * expected + 0.5 * weight
+    assert len(weights) > 3
+    averaged = built.evaluated.heads["t__cls"].net[0].weight  # type: ignore[union-attr, index]
+    assert torch.allclose(averaged, expected, atol=1e-6)
+    assert torch.allclose(weights[-1], averaged) is False
+
+
+def test_distillation_learns(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    from pathokd.distill.optim import OptimSpec
+
+    built = module(teacher_folder, optim=OptimSpec(lr=3e-3), ema_momentum=None, standardize_steps=3)
+    fit(built, packed, tmp_path, max_epochs=0)
+    untrained = _val_cosine(built, packed, tmp_path)
+    fit(built, packed, tmp_path, max_epochs=30)
+    assert _val_cosine(built, packed, tmp_path) > untrained + 0.3
+
+
+def _val_cosine(built: DistillationModule, packed: Path, out: Path) -> float:
+    data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3)
+    runner = L.Trainer(default_root_dir=out, accelerator="cpu", logger=False, enable_progress_bar=False)
+    return float(runner.validate(built, data, verbose=False)[0]["val/cosine_cls"])
+
+
+def test_two_teachers_need_names_and_get_their_own_heads(teacher_folder: Path) -> None:
+    teachers = {"a": TeacherSpec(str(teacher_folder)), "b": TeacherSpec(str(teacher_folder))}
+    with pytest.raises(ValueError, match="must name one of the teachers"):
+        module(teacher_folder, teachers=teachers)
+    with pytest.raises(ValueError, match="'c' is none of"):
+        module(teacher_folder, teachers=teachers, objectives=[Objective(Cosine(), teacher="c")])
+    built = module(
+        teacher_folder,
+        teachers=teachers,
+        objectives=[Objective(Cosine(), teacher="a"), Objective(Cosine(), teacher="b", tokens="patches")],
+        projector=ProjectorSpec("mlp", 12),
+    )
+    assert built.net is not None
+    assert list(built.net.heads) == ["a__cls", "b__patches"]
+    assert set(built.losses(batch()).parts) == {"a.cls_cosine", "b.patches_cosine"}
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    from pathokd.export import export_student
+
+    fit(module(teacher_folder), packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    other = build_student(StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, seed=99))
+    export_student(other, tmp_path / "other", licence="MIT")
+    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    with pytest.raises(TrainingError, match="'t' has other weights"):
+        module(tmp_path / "other").on_load_checkpoint(saved)
+    with pytest.raises(TrainingError, match="none of pathokd's"):
+        module(teacher_folder).on_load_checkpoint({"state_dict": {}})
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_parts_and_tiles(
+    teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    class Poisoned(Cosine):
+        calls = 0
+
+        def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            Poisoned.calls += 1
+            return super().forward(prediction, target) * (float("nan") if Poisoned.calls == 3 else 1.0)
+
+    built = module(teacher_folder, objectives=[Objective(Poisoned())])
+    with pytest.raises(TrainingError, match=r"not finite at step 3: cls_poisoned = nan.*slide_\d_é"):
+        fit(built, packed, tmp_path, callbacks=[FiniteGuard()])
+
+
+def test_the_guard_looks_before_a_checkpoint_is_written() -> None:
+    guard = FiniteGuard(every_n_steps=1000)
+    guard._pending.append((7, torch.tensor(float("inf")), {"cls_cosine": torch.tensor(2.0)}, ["a", "b"]))
+    with pytest.raises(TrainingError, match=r"step 7: cls_cosine = 2\. Its tiles are a, b"):
+        guard.on_save_checkpoint(None, None, {})  # type: ignore[arg-type]
+
+
+def test_no_teacher_or_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one teacher"):
+        DistillationModule({}, StudentSpec(), [Objective(Cosine())])
+    with pytest.raises(ValueError, match="weight must not be negative"):
+        Objective(Cosine(), weight=-1)

@@ -1,0 +1,72 @@
+"""A run killed at any moment and resumed gives bitwise the weights of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+STEPS = 12
+"""33 or so training tiles in batches of 4, two batches a step: 4 steps an epoch, 3 epochs."""
+
+
+def fit(config: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pathokd.cli", "fit", "--config", str(config), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            [*command, "--checkpoint_every", "1", *more], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def finish(process: subprocess.Popen[bytes], out: Path) -> dict[str, Any]:
+    assert process.wait(timeout=200) == 0, out.with_suffix(".log").read_text()
+    checkpoint: dict[str, Any] = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == STEPS
+    return checkpoint
+
+
+def kill_at(process: subprocess.Popen[bytes], out: Path, step: int) -> int:
+    """SIGKILL as soon as the checkpoint of `step` or a later one is there; returns which."""
+    last = out / "checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed: " + out.with_suffix(".log").read_text()
+        if last.exists():
+            reached = int(torch.load(last, weights_only=True)["global_step"])
+            if reached >= step:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return reached
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+@pytest.fixture
+def config(recipe: dict[str, Any], tmp_path: Path) -> Path:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return tmp_path / "c.yaml"
+
+
+def test_sigkill_in_mid_epoch_and_resume_is_exact(config: Path, tmp_path: Path) -> None:
+    whole = finish(fit(config, tmp_path / "whole"), tmp_path / "whole")
+    out = tmp_path / "killed"
+    # Twice: in the middle of the first epoch, and in a later one after a resume.
+    first = kill_at(fit(config, out), out, 2)
+    second = kill_at(fit(config, out, "--resume", "true"), out, max(first + 1, 6))
+    assert 2 <= first < second < STEPS
+    resumed = finish(fit(config, out, "--resume", "true"), out)
+    assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    for mine, theirs in zip(
+        whole["optimizer_states"][0]["state"].values(), resumed["optimizer_states"][0]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert not list(out.rglob("*.part"))

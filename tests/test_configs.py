@@ -1,0 +1,71 @@
+"""Every recipe is parsed, and trains two steps end to end with tiny stand-ins for its teacher's weights."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pathokd.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "configs/distill").glob("*.yaml"))
+HEADER = ("Aim:", "Command", "Hardware", "Expected:")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_prints_itself(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(recipe), "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert printed["data"]["batch_size"] == written["data"]["batch_size"]
+    assert printed["model"]["teachers"].keys() == written["model"]["teachers"].keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_is_for(recipe: Path) -> None:
+    comment = "\n".join(line for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    assert all(word in comment for word in HEADER)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains_two_steps(recipe: Path, packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """The recipe's objectives, views and optimiser as they are; teacher and student small enough for a test."""
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    keys = written["model"]["teachers"]
+    small = {
+        "model": {
+            "teachers": {key: {"weights": str(tiny_teacher)} for key in keys},
+            "student": {
+                "architecture": "vit_tiny_patch16_224",
+                "model_args": {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "reg_tokens": 4},
+                "image_px": 32,
+            },
+            "compile": False,
+        },
+        "data": {"tiles": str(packed), "geometry": {"size_px": 32}, "val_fraction": 0.3, "split_by": "patient"},
+        "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2},
+    }
+    written["model"]["teachers"] = {}
+    for section, values in small.items():
+        written[section].update(values)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    debug = ROOT / "configs/override/debug.yaml"
+    args = ["fit", "--config", str(tmp_path / "small.yaml"), "--config", str(debug), "--out", str(tmp_path / "run")]
+    assert main(["--debug", *args]) == 0
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+    assert (tmp_path / "run/config.yaml").is_file()
+    assert main(["--debug", "export", str(tmp_path / "run"), "--out", str(tmp_path / "student")]) == 0
+    assert (tmp_path / "student/model.safetensors").is_file()
+
+
+def test_a_wrong_key_is_named(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = yaml.safe_load((ROOT / "configs/distill/quickstart.yaml").read_text(encoding="utf-8"))
+    written["model"]["optim"]["learning_rate"] = 1.0
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(tmp_path / "wrong.yaml"), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert "learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
