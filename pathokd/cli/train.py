@@ -14,7 +14,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pathokd.data.datamodule import TileDataModule
-from pathokd.distill.callbacks import AtomicCheckpointIO, BestCheckpoint, FiniteGuard, LastCheckpoint, PlainProgress
+from pathokd.distill.callbacks import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    FinalValidation,
+    FiniteGuard,
+    LastCheckpoint,
+    PlainProgress,
+)
 from pathokd.distill.module import DistillationModule
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
@@ -81,7 +88,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
-        callbacks: list[Callback] = [FiniteGuard()]
+        callbacks: list[Callback] = [FiniteGuard(), FinalValidation()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:

@@ -104,6 +104,17 @@ class PlainProgress(Callback):
             print(f"epoch {trainer.current_epoch}  {'  '.join(measures)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
+class FinalValidation(Callback):
+    """Validates after the last step, also where `max_steps` ends a run in mid-epoch, so that the end is compared."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask to stop once the steps are done; Lightning validates before it stops."""
+        if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True
+
+
 class LastCheckpoint(ModelCheckpoint):
     """`last.ckpt`, every few steps and at the end of training.
 
@@ -150,7 +161,14 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str | Path, monitor: str = "val/cosine_cls") -> None:
-        super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode="max", enable_version_counter=False)
+        super().__init__(
+            dirpath=dirpath,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

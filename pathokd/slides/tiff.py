@@ -28,12 +28,16 @@ class TiffReader:
     def __init__(self, path: Path) -> None:
         try:
             self._file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, OSError, ValueError) as error:
+            self._parse(path)
+        except SlideError:
+            raise
+        except Exception as error:  # a damaged file raises whatever the parser ran into
             raise SlideError(
                 f"{path} is of no format that OpenSlide or tifffile reads ({error}): "
                 "expected a whole slide (SVS, NDPI, MRXS, SCN, DICOM, ...) or an RGB TIFF."
             ) from error
-        self._path = path
+
+    def _parse(self, path: Path) -> None:
         self._levels = [_check_rgb(level, path) for level in self._file.series[0].levels]
         sizes = [_size(level) for level in self._levels]
         self.dimensions = sizes[0]
