@@ -160,6 +160,12 @@ class TileDataModule(L.LightningDataModule):
             self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
         )
 
+    def described(self) -> str:
+        """What is trained on, for a model card."""
+        index = self._source().index
+        trained = index.iloc[self.train_rows]
+        return f"{len(trained)} tiles of {trained['slide_id'].nunique()} slides ({self.tiles})"
+
     def train_dataloader(self) -> ResumableLoader:
         """Batches of random views, never the same in two epochs."""
         source = self._source()

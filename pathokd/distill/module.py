@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathokd.data.batch import TileBatch
+from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
@@ -172,6 +173,9 @@ class DistillationModule(L.LightningModule):
         if steps == float("inf"):
             raise ValueError("The schedules need an end: set trainer.max_epochs or trainer.max_steps.")
         self.schedules = Schedules.plan(self.optim_spec, int(steps), self.ema_momentum or (0.0, 0.0))
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, TileDataModule):
+            self.training_facts["data"] = data.described()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""

@@ -77,7 +77,7 @@ def export_student(
     config = _hub_config(encoder, dataclasses.asdict(card), dict(facts or {}), sha256)
     load_kwargs = _load_kwargs(config)
     with _staged(target) as folder:
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        _save_tensors(state, folder / "model.safetensors")
         write_json(folder / "config.json", config)
         if adaptors:
             _save_adaptors(folder, adaptors, heads)
@@ -224,8 +224,14 @@ def _save_adaptors(folder: Path, adaptors: Mapping[str, nn.Module], specs: Mappi
         for name, module in adaptors.items()
         for key, value in module.state_dict().items()
     }
-    save_file(tensors, folder / "adaptors.safetensors", metadata={"format": "pt"})
+    _save_tensors(tensors, folder / "adaptors.safetensors")
     write_json(folder / "adaptors.json", dict(specs))
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """safetensors makes files for their owner only; an export is to be shared, as its other files are."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 def _refuse_occupied(target: Path, overwrite: bool) -> None:
