@@ -6,8 +6,7 @@ writes shards and index to the disk, with fsync; the bare loop drops its tiles.
 
 Two cases on the slide of 0.499 um/px: at 0.5 its pixels are taken as they are, which makes reading as cheap as it gets
 and encoding weigh most; at 1.0 each tile reads 448 px and halves them, as a slide scanned at 40x does for 0.5 um/px
-(tiles
-overlap by half there, so that the run is long enough to time).
+(tiles overlap by half there, so that the run is long enough to time).
 """
 
 import os
