@@ -1,6 +1,7 @@
 """Pack a tile manifest into shards: threads read and encode, one writer keeps the order."""
 
 import io
+import itertools
 import os
 import shutil
 import tarfile
@@ -25,6 +26,7 @@ from pathokd.types import Rgb
 UNREADABLE = "unreadable"
 _PARTS = ".parts"
 _TAR_BLOCK = 512
+_TASK_TILES = 16
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _pack_shards(source: WsiTiles, out: Path, spec: PackSpec, header: Header, wo
     rows = sum(min(spec.shard_tiles, len(source) - start) for start in todo)
     with Bars() as bars, ThreadPoolExecutor(workers) as pool:
         wanted = (row for start in todo for row in range(start, min(start + spec.shard_tiles, len(source))))
-        stream = bars.track(_read_ahead(pool, source, spec, wanted, 8 * workers), "packing tiles", rows)
+        stream = bars.track(_read_ahead(pool, source, spec, wanted, 2 * workers), "packing tiles", rows)
         for start in todo:
             count = min(spec.shard_tiles, len(source) - start)
             _write_shard(out, start // spec.shard_tiles, source.index, stream, count, spec, header)
@@ -143,7 +145,10 @@ class _Encoded(NamedTuple):
 def _read_ahead(
     pool: ThreadPoolExecutor, source: WsiTiles, spec: PackSpec, rows: Iterator[int], depth: int
 ) -> Iterator[_Encoded]:
-    """Encoded tiles in order, at most `depth` of them ahead of the writer."""
+    """Encoded tiles in order, at most `depth` tasks ahead of the writer.
+
+    A task is several tiles: handing over single ones would cost the interpreter as much as writing them.
+    """
 
     def work(row: int) -> _Encoded:
         try:
@@ -151,14 +156,14 @@ def _read_ahead(
         except SlideError as error:
             return _Encoded(row, b"", str(error))
 
-    waiting: deque[Future[_Encoded]] = deque()
+    waiting: deque[Future[list[_Encoded]]] = deque()
     try:
-        for row in rows:
-            waiting.append(pool.submit(work, row))
+        while task := tuple(itertools.islice(rows, _TASK_TILES)):
+            waiting.append(pool.submit(lambda some: [work(row) for row in some], task))
             if len(waiting) >= depth:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     finally:
         for future in waiting:
             future.cancel()
