@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pathokd.data.packed import INDEX_NAME, SCHEMA, read_index, write_index
+from pathokd.data.packed import INDEX_NAME, SCHEMA, read_index
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header
 from pathokd.progress import Bars
+from pathokd.slides.manifest import write_table
 from pathokd.types import Rgb
 
 UNREADABLE = "unreadable"
@@ -188,8 +189,8 @@ def _write_shard(
             sizes.append(len(tile.image))
             rows.append(tile.row)
     part_index = frame.iloc[rows].assign(shard=name, offset=np.array(offsets, np.int64), size=np.array(sizes, np.int64))
-    write_index(_part(out, number, "unreadable"), _failures(frame, failures), header)
-    write_index(_part(out, number, "index"), part_index, header)  # last: its presence says the shard is whole
+    write_table(_failures(frame, failures), header, _part(out, number, "unreadable"))
+    write_table(part_index, header, _part(out, number, "index"))  # last: its presence says the shard is whole
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
@@ -232,7 +233,7 @@ def _finish(out: Path, header: Header) -> PackResult:
         raise ManifestError(f"Not one tile could be read; the first says: {unreadable['message'].iloc[0]}")
     with atomic_path(out / "unreadable.csv") as part:
         unreadable.to_csv(part, index=False)
-    write_index(out / INDEX_NAME, index, header)
+    write_table(index, header, out / INDEX_NAME)
     shutil.rmtree(out / _PARTS, ignore_errors=True)
     return PackResult(len(index), unreadable)
 

@@ -18,21 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathokd.errors import ManifestError, StoreError
-from pathokd.files import Header, atomic_path
+from pathokd.files import Header
+from pathokd.slides.manifest import HEADER_KEY
 from pathokd.types import Rgb
 
 SCHEMA = "packed/1"
 INDEX_NAME = "index.parquet"
 INDEX_COLUMNS = ("key", "shard", "offset", "size")
-_HEADER_KEY = b"pathokd"
-
-
-def write_index(path: Path, frame: pd.DataFrame, header: Header) -> None:
-    """Write a packed index (or one shard's part of it) with its header, atomically."""
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _HEADER_KEY: json.dumps(header).encode()})
-    with atomic_path(path) as part:
-        pq.write_table(table, part)
 
 
 def read_index(path: Path) -> tuple[pd.DataFrame, Header]:
@@ -49,7 +41,7 @@ def read_index(path: Path) -> tuple[pd.DataFrame, Header]:
         ) from None
     except pa.ArrowInvalid as error:
         raise ManifestError(f"{path} is no readable Parquet file ({error}): run `pathokd pack` again.") from error
-    raw = (table.schema.metadata or {}).get(_HEADER_KEY)
+    raw = (table.schema.metadata or {}).get(HEADER_KEY)
     missing = [name for name in INDEX_COLUMNS if name not in table.column_names]
     if raw is None or missing:
         raise ManifestError(f"{path} is no packed index: expected a pathokd header and the columns {INDEX_COLUMNS}.")
