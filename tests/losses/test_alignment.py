@@ -85,7 +85,9 @@ def test_cosine_ignores_scale(seed: int, scale: float) -> None:
     assert float(Cosine()(prediction * scale, target)) == pytest.approx(float(Cosine()(prediction, target)), abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: SmoothL1(0), lambda: CosineSmoothL1(1.5), lambda: CosineSmoothL1(beta=-1)])
+@pytest.mark.parametrize(
+    "make", [lambda: SmoothL1(0.0), lambda: CosineSmoothL1(1.5), lambda: CosineSmoothL1(beta=-1.0)]
+)
 def test_settings_out_of_range_are_refused(make: object) -> None:
     with pytest.raises(ValueError, match="got"):
         make()  # type: ignore[operator]
