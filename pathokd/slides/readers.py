@@ -3,22 +3,24 @@ refuses."""
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 import openslide
+import tifffile
 from PIL import ImageCms
 
 from pathokd.errors import SlideError
 from pathokd.slides.picture import SUFFIXES, PictureReader
 from pathokd.slides.tiff import TiffReader
+from pathokd.slides.tiled import CACHE_BYTES, TiledPage
 from pathokd.types import Rgb
 
-CACHE_BYTES = 256 * 2**20
-"""Decoded pixels that all slides of a process keep together."""
+DIRECT_VENDORS = ("aperio", "generic-tiff")
+"""Formats whose levels are plain tiled TIFF pages."""
 
 
 class Reader(Protocol):
@@ -43,6 +45,10 @@ class Reader(Protocol):
 class OpenSlideReader:
     """A slide opened by OpenSlide.
 
+    Tiles of JPEG-compressed TIFFs are decoded and pasted directly where that gives OpenSlide's own pixels: compositing
+    them takes OpenSlide more time than decoding. The first box read is compared with OpenSlide's, and whatever is odd
+    about a file or a box is left to OpenSlide.
+
     OpenSlide latches errors: after one failed read every later call on the handle fails. `Slide` therefore
     throws a failed reader away.
     """
@@ -57,14 +63,65 @@ class OpenSlideReader:
         self.level_downsamples = self._slide.level_downsamples
         self.associated_images = tuple(self._slide.associated_images)
         self.icc_profile = _profile(self._slide)
+        self._file = _open_tiff(path) if self.vendor in DIRECT_VENDORS else None
+        self._direct = jpeg_pages(self._file, self.level_dimensions) if self._file else {}
+        self._trusted: set[int] = set()
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
         """Pixels at `location`; OpenSlide itself places them at sub-pixel precision on coarser levels."""
+        page, down = self._direct.get(level), self.level_downsamples[level]
+        if page is None or location[0] % down or location[1] % down:
+            return self._composited(location, level, size)
+        try:
+            pixels = page.read(round(location[0] / down), round(location[1] / down), size)
+        except (ValueError, RuntimeError, OSError, tifffile.TiffFileError):
+            return self._composited(location, level, size)  # which says what is wrong, or knows better
+        if level not in self._trusted:
+            expected = self._composited(location, level, size)
+            if not np.array_equal(pixels, expected):
+                self._direct.pop(level, None)
+                return expected
+            self._trusted.add(level)
+        return pixels
+
+    def __del__(self) -> None:
+        file: tifffile.TiffFile | None = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+    def _composited(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
         try:
             rgba = np.asarray(self._slide.read_region(location, level, size))
         except openslide.OpenSlideError as error:
             raise SlideError(str(error)) from error
         return on_white(rgba)
+
+
+def _open_tiff(path: Path) -> tifffile.TiffFile | None:
+    """The file as tifffile sees it; None if it cannot parse it."""
+    try:
+        return tifffile.TiffFile(path)
+    except (tifffile.TiffFileError, ValueError, OSError):
+        return None
+
+
+def jpeg_pages(file: tifffile.TiffFile, level_dimensions: Sequence[tuple[int, int]]) -> dict[int, TiledPage]:
+    """The tiled 8-bit JPEG page of each level that has one."""
+    try:
+        pages = [page.aspage() for page in file.pages]
+    except Exception:  # noqa: BLE001 (a damaged directory raises anything; OpenSlide has read this file)
+        return {}
+    fit = {(page.imagewidth, page.imagelength): page for page in reversed(pages) if _is_jpeg_tiles(page)}
+    return {level: TiledPage(fit[size]) for level, size in enumerate(level_dimensions) if size in fit}
+
+
+def _is_jpeg_tiles(page: tifffile.TiffPage) -> bool:
+    return bool(
+        page.is_tiled
+        and page.compression == tifffile.COMPRESSION.JPEG
+        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+        and (page.samplesperpixel, page.bitspersample) == (3, 8)
+    )
 
 
 def open_reader(path: Path) -> Reader:

@@ -1,7 +1,6 @@
 """TIFF files that OpenSlide refuses (OME-TIFF, plain TIFF), read with tifffile through the interface of
 `readers`."""
 
-import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import tifffile
 
 from pathokd.errors import SlideError
+from pathokd.slides.tiled import TiledPage
 from pathokd.types import Rgb
 
 WHOLE_LEVEL_BYTES = 2**30
@@ -48,6 +48,7 @@ class TiffReader:
         self.properties: Mapping[str, str] = _properties(self._file, first)
         self.associated_images = tuple(s.name or f"series {i}" for i, s in enumerate(self._file.series) if i)
         self.icc_profile = _tag(first, "InterColorProfile")
+        self._tiled = [TiledPage(level.pages[0]) if _has_rgb_tiles(level) else None for level in self._levels]
         self._whole: dict[int, Rgb] = {}
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
@@ -70,33 +71,10 @@ class TiffReader:
             self._file.close()
 
     def _box(self, level: int, x0: int, y0: int, x1: int, y1: int) -> Rgb:
-        page = self._levels[level].pages[0]
-        if not _has_rgb_tiles(self._levels[level]):
+        tiled = self._tiled[level]
+        if tiled is None:
             return self._whole_level(level)[y0:y1, x0:x1]
-        out = np.full((y1 - y0, x1 - x0, 3), 255, np.uint8)
-        across = math.ceil(page.imagewidth / page.tilewidth)
-        for row in range(y0 // page.tilelength, math.ceil(y1 / page.tilelength)):
-            for column in range(x0 // page.tilewidth, math.ceil(x1 / page.tilewidth)):
-                tile = self._tile(page, row * across + column)
-                if tile is None:
-                    continue
-                top, left = row * page.tilelength, column * page.tilewidth
-                a, b = max(top, y0), max(left, x0)
-                c, d = min(top + tile.shape[0], y1), min(left + tile.shape[1], x1)
-                out[a - y0 : c - y0, b - x0 : d - x0] = tile[a - top : c - top, b - left : d - left, :3]
-        return out
-
-    def _tile(self, page: Any, index: int) -> Rgb | None:
-        """One decoded tile, or None where the file leaves it out (which TIFF calls sparse: background)."""
-        count = page.databytecounts[index]
-        if not count:
-            return None
-        handle = page.parent.filehandle
-        with handle.lock:
-            handle.seek(page.dataoffsets[index])
-            data = handle.read(count)
-        segment, _, _ = page.decode(data, index, jpegtables=page.jpegtables)
-        return None if segment is None else segment[0]
+        return tiled.read(x0, y0, (x1 - x0, y1 - y0))
 
     def _whole_level(self, level: int) -> Rgb:
         if level not in self._whole:

@@ -1,7 +1,9 @@
-"""Files that OpenSlide refuses: OME-TIFF, plain and planar TIFF, pictures; and the sentences for what nobody
-reads."""
+"""Files that OpenSlide refuses (OME-TIFF, plain and planar TIFF, pictures), tiles decoded beside OpenSlide, and the
+sentences for what nobody reads."""
 
 import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,11 @@ import tifffile
 from PIL import Image
 
 from pathokd.errors import SlideError
+from pathokd.phantom import write_pyramid
+from pathokd.phantom.pyramid import Flavour
 from pathokd.slides import Slide, inspect_slide
+from pathokd.slides.readers import OpenSlideReader
+from pathokd.slides.tiled import TiledPage, _TileCache
 
 Picture = npt.NDArray[np.uint8]
 
@@ -117,3 +123,74 @@ def test_inspect(tmp_path: Path, picture: Picture) -> None:
     broken = inspect_slide(tmp_path / "none.svs")
     assert not broken["usable"]
     assert "does not exist" in broken["error"]
+
+
+def both_ways(reader: OpenSlideReader, level: int, rng: np.random.Generator, boxes: int) -> Iterator[bool]:
+    """Whether direct and composited pixels are equal, for boxes in and across the edges of a level."""
+    width, height = reader.dimensions
+    down = reader.level_downsamples[level]
+    for _ in range(boxes):
+        size = (int(rng.integers(1, 600)), int(rng.integers(1, 600)))
+        at = [round(int(rng.integers(-300, side + 100) / down) * down) for side in (width, height)]
+        if at[0] % down == 0 and at[1] % down == 0:
+            box = reader._direct[level].read(round(at[0] / down), round(at[1] / down), size)
+            yield np.array_equal(box, reader._composited((at[0], at[1]), level, size))
+
+
+@pytest.mark.parametrize("flavour", ["generic-tiff", "aperio"])
+def test_direct_pixels_are_openslides(tmp_path: Path, picture: Picture, flavour: Flavour) -> None:
+    reader = OpenSlideReader(write_pyramid(tmp_path / "slide.tif", picture, 0.5, flavour=flavour, downsamples=(4.0,)))
+    assert set(reader._direct) == {0, 1}
+    equal = [same for level in (0, 1) for same in both_ways(reader, level, np.random.default_rng(1), 40)]
+    assert len(equal) > 60
+    assert all(equal)
+
+
+@pytest.mark.parametrize("name", ["wsi_cmu1/CMU-1_section2_20x.tif", "wsi_small/CMU-1-Small-Region.svs"])
+def test_direct_pixels_are_openslides_on_real_slides(real_data: Path, name: str) -> None:
+    reader = OpenSlideReader(real_data / name)
+    equal = [same for level in reader._direct for same in both_ways(reader, level, np.random.default_rng(2), 25)]
+    assert len(equal) >= 25
+    assert all(equal)
+
+
+def test_a_page_that_differs_is_left_to_openslide(tmp_path: Path, picture: Picture) -> None:
+    path = write_pyramid(tmp_path / "slide.tif", picture, 0.5)
+    reader, other = OpenSlideReader(path), OpenSlideReader(path)
+    reader._direct = {0: TiledPage(_shifted(other))}
+    expected = reader._composited((0, 0), 0, (300, 300))
+    assert np.array_equal(reader.read_region((0, 0), 0, (300, 300)), expected)
+    assert reader._direct == {}
+
+
+def _shifted(reader: OpenSlideReader) -> object:
+    """The first page of an open slide, with its tiles rolled by one: plausible pixels in the wrong place."""
+    page = reader._file.pages[0]
+    page.dataoffsets = page.dataoffsets[1:] + page.dataoffsets[:1]
+    page.databytecounts = page.databytecounts[1:] + page.databytecounts[:1]
+    return page
+
+
+def test_threads_share_decoded_tiles(tmp_path: Path, picture: Picture) -> None:
+    with Slide(write_pyramid(tmp_path / "slide.tif", picture, 0.5)) as slide:
+        corners = [(x, y) for y in range(0, 450, 50) for x in range(0, 650, 50)]
+        alone = [slide.read_tile(*corner, mpp=0.5, tile_px=224) for corner in corners]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda corner: slide.read_tile(*corner, mpp=0.5, tile_px=224), corners))
+        assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_the_cache_keeps_its_size() -> None:
+    cache = _TileCache(10 * 300)
+    for number in range(50):
+        tile = cache.get((0, number), lambda key: np.full((10, 10, 3), key[1], np.uint8))
+        assert tile is not None
+        assert (tile == number).all()
+    assert cache._held <= 10 * 300
+    with pytest.raises(ValueError, match="broken"):
+        cache.get((0, 99), _broken)
+    assert cache.get((0, 99), lambda key: None) is None
+
+
+def _broken(key: tuple[int, int]) -> Picture:
+    raise ValueError("broken")
