@@ -1,0 +1,1 @@
+"""Stain and scanner variation: pure functions, and albumentations transforms over them."""

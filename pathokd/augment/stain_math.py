@@ -1,0 +1,306 @@
+"""Stain as arithmetic: optical density without loss, stain vectors, concentrations, maps between stainings.
+
+Beer-Lambert: light that passes a stained section falls off exponentially with the amount of dye, so dyes add up in
+optical density (OD). A pixel's OD is a row vector `c @ V` of concentrations `c` and unit stain vectors `V` (rows:
+haematoxylin, eosin, residual). Every change of staining here is one affine map of OD, which is why it is fast.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pathokd.types import FloatArray, Rgb
+
+Od = npt.NDArray[np.float32]
+"""Optical density, natural logarithm, shape (height, width, 3) or (n, 3); 0 is white."""
+Vectors = npt.NDArray[np.float64]
+"""Unit stain vectors as rows, shape (3, 3): haematoxylin, eosin, and a third that spans what the two leave."""
+
+_TABLE = (-np.log((np.arange(256) + 1) / 256)).astype(np.float32)
+GLASS_OD = (0.12, 0.30)
+"""Mean OD up to which a pixel is glass, and from which it is fully tissue. Clean glass of real scanners is 0.04 to
+0.11."""
+
+
+def to_od(rgb: Rgb) -> Od:
+    """Optical density -ln((I + 1) / 256): finite for black, 0 for white, and undone exactly by `from_od`.
+
+    Args:
+        rgb: (height, width, 3) or (n, 3).
+    """
+    flat = np.ascontiguousarray(rgb)
+    return np.asarray(cv2.LUT(flat if flat.ndim == 3 else flat[None], _TABLE), np.float32).reshape(flat.shape)
+
+
+def from_od(od: Od) -> Rgb:
+    """The image of an optical density, rounded and clipped to 0..255; `from_od(to_od(x))` is `x` for every uint8.
+
+    Args:
+        od: (height, width, 3) or (n, 3).
+    """
+    light = cv2.exp(-(od if od.ndim == 3 else od[None]))
+    # addWeighted rounds and clips in one pass; the second term has no weight.
+    rgb = cv2.addWeighted(light, 256.0, light, 0.0, -1.0, dtype=cv2.CV_8U)
+    return np.asarray(rgb, np.uint8).reshape(od.shape)
+
+
+def affine_od(rgb: Rgb, matrix: FloatArray, offset: FloatArray | None = None, *, keep_glass: bool = True) -> Rgb:
+    """Map every pixel's OD to `od @ matrix.T + offset`.
+
+    Args:
+        rgb: (height, width, 3).
+        matrix: (3, 3).
+        offset: (3,); none by default.
+        keep_glass: leave pixels whose mean OD is below `GLASS_OD[0]` exactly as they are, and let the change fade in up
+            to `GLASS_OD[1]`: staining does not change the glass. A scanner does; pass False for one.
+
+    Returns:
+        A new image of the same shape; equal to `rgb` for the identity.
+    """
+    shift = np.zeros(3) if offset is None else np.asarray(offset, np.float64)
+    # Everything below is in -od, so that `exp` needs no sign.
+    change = np.column_stack([np.asarray(matrix, np.float64) - np.eye(3), -shift]).astype(np.float32)
+    out = np.empty(rgb.shape, np.uint8)
+    rows = max(1, _STRIP_PX // rgb.shape[1])
+    for top in range(0, len(rgb), rows):
+        log_light = np.asarray(cv2.LUT(np.ascontiguousarray(rgb[top : top + rows]), -_TABLE), np.float32)
+        delta = cv2.transform(log_light, change)
+        if keep_glass:
+            cv2.multiply(delta, _tissue_weight(log_light), dst=delta)
+        cv2.add(log_light, delta, dst=log_light)
+        cv2.exp(log_light, dst=log_light)
+        cv2.addWeighted(log_light, 256.0, log_light, 0.0, -1.0, dst=out[top : top + rows], dtype=cv2.CV_8U)
+    return out
+
+
+_STRIP_PX = 8192
+"""Pixels worked on at a time: their floats stay in the processor's cache, and in memory that need not be handed back to
+the system after every call, which costs more than the arithmetic."""
+
+
+def _tissue_weight(log_light: Od) -> Od:
+    """0 on glass to 1 on tissue, the same in three channels, from -od; shape of `log_light`."""
+    low, high = GLASS_OD
+    slope = 1.0 / (high - low)
+    ramp = np.full((3, 4), -slope / 3, np.float32)
+    ramp[:, 3] = -low * slope
+    weight = np.asarray(cv2.transform(log_light, ramp), np.float32)
+    return np.clip(weight, 0.0, 1.0, out=weight)
+
+
+class StainBasis(NamedTuple):
+    """Stain vectors and where they come from."""
+
+    vectors: Vectors
+    fallback: str = ""
+    """Why the image's own vectors could not be found and the reference stands in; empty if they were."""
+
+
+class Appearance(NamedTuple):
+    """How a set of tiles is stained."""
+
+    vectors: Vectors
+    strength: tuple[float, float]
+    """99th percentile of the concentrations of haematoxylin and eosin, in OD along the unit vectors."""
+    fallback: str = ""
+    """As in `StainBasis`."""
+
+
+def basis_of(haematoxylin: Sequence[float], eosin: Sequence[float], third: Sequence[float] | None = None) -> Vectors:
+    """Unit vectors of two stains and a third, by default the direction across both (which keeps what they leave over).
+
+    Raises:
+        ValueError: a vector is zero, or they do not span all colours.
+    """
+    h, e = np.asarray(haematoxylin, np.float64), np.asarray(eosin, np.float64)
+    rows = np.stack([h, e, np.cross(h, e) if third is None else np.asarray(third, np.float64)])
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    if (norms == 0).any() or abs(np.linalg.det(rows / norms)) < 1e-3:
+        raise ValueError(
+            f"stain vectors must point in different directions, got {h.tolist()} and {e.tolist()}: "
+            "give each stain its own absorbance in red, green and blue."
+        )
+    return np.asarray(rows / norms)
+
+
+RUIFROK = basis_of((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+"""Haematoxylin, eosin, DAB of Ruifrok and Johnston 2001, "Quantification of histochemical staining by color
+deconvolution", Anal. Quant. Cytol. Histol. 23; the vectors scikit-image's HED uses."""
+REFERENCE = basis_of((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
+"""H&E of the reference image of Veta's implementation of Macenko's method, which torchstain and others carry on."""
+REFERENCE_STRENGTH = (1.9705, 1.0308)
+"""99th percentiles of the concentrations of the same reference."""
+
+MAX_PIXELS = 20_000
+"""Pixels looked at to find stain vectors; more do not move them."""
+MIN_TISSUE_PX = 400
+MIN_TISSUE_SHARE = 0.02
+MIN_ANGLE = math.radians(6.0)
+"""Between haematoxylin and eosin; real pairs are 15 to 35 degrees apart."""
+MAX_TILT = math.radians(28.0)
+"""A vector further from the reference than this is pen, ink, blood or another stain."""
+STRENGTH_RANGE = (0.1, 5.0)
+"""Of both stains; vectors found in a tile of one cell type can be so close that amounts along them explode."""
+
+
+def concentrations(rgb: Rgb, vectors: Vectors) -> npt.NDArray[np.float32]:
+    """Amounts of the three stains per pixel, same shape as `rgb`; negative where a colour is off the stains.
+
+    Reference:
+        Ruifrok and Johnston 2001, colour deconvolution.
+    """
+    od = to_od(rgb)
+    return np.asarray(od @ np.linalg.inv(vectors).astype(np.float32), np.float32)
+
+
+def scale_map(vectors: Vectors, scale: FloatArray, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The affine map of OD that turns concentrations c into `c * scale + shift`.
+
+    Args:
+        vectors: (3, 3) stain vectors.
+        scale: (3,) factor per stain.
+        shift: (3,) OD added per stain.
+
+    Returns:
+        `matrix` and `offset` for `affine_od`.
+    """
+    matrix = (np.linalg.inv(vectors) * scale) @ vectors
+    return matrix.T, np.asarray(shift @ vectors)
+
+
+def swap_map(source: Appearance, target: Appearance) -> FloatArray:
+    """The linear map of OD that restains `source` as `target`: same amounts relative to the strongest, other dyes.
+
+    What lies off the two stains is carried over with its amount.
+
+    Returns:
+        `matrix` for `affine_od`.
+    """
+    ratio = [t / s for s, t in zip(source.strength, target.strength, strict=True)]
+    return np.asarray(((np.linalg.inv(source.vectors) * [*ratio, 1.0]) @ target.vectors).T)
+
+
+def macenko_basis(rgb: Rgb, *, percentile: float = 1.0) -> StainBasis:
+    """Stain vectors by Macenko's method: the extreme directions in the plane in which tissue pixels lie.
+
+    Args:
+        rgb: any number of pixels, (..., 3).
+        percentile: of the angles, cut off on both sides.
+
+    Returns:
+        The vectors; the reference, flagged, for tiles that are blank, of one colour, or not stained with H&E.
+
+    Reference:
+        Macenko et al. 2009, "A method for normalizing histology slides for quantitative analysis", ISBI, section 2. The
+        threshold is on the mean OD here, as asking it of every channel loses pure eosin, which lets red pass.
+    """
+    pixels = tissue_pixels(rgb)
+    if pixels is None:
+        return StainBasis(REFERENCE, "too little tissue")
+    variance, directions = np.linalg.eigh(np.cov(pixels, rowvar=False))
+    if variance[1] < 1e-5:
+        return StainBasis(REFERENCE, "one colour only")
+    plane = directions[:, [2, 1]]
+    plane = plane * np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
+    along = pixels @ plane
+    angle = np.arctan2(along[:, 1], along[:, 0])
+    low, high = np.percentile(angle, [percentile, 100 - percentile])
+    return _checked(*(plane @ np.array([math.cos(a), math.sin(a)]) for a in (low, high)))
+
+
+def vahadane_basis(rgb: Rgb, *, sparsity: float = 0.1, seed: int = 0) -> StainBasis:
+    """Stain vectors by sparse non-negative factorisation of OD, with scikit-learn's dictionary learning.
+
+    Slow (tens of milliseconds to seconds): meant for a slide or a set of tiles, not for every tile of a training.
+
+    Args:
+        rgb: any number of pixels, (..., 3).
+        sparsity: weight of the L1 penalty on concentrations.
+        seed: of the pixels drawn and of the solver.
+
+    Returns:
+        As `macenko_basis`.
+
+    Reference:
+        Vahadane et al. 2016, "Structure-preserving color normalization and sparse stain separation for histological
+        images", IEEE TMI 35, equation 4.
+    """
+    from sklearn.decomposition import MiniBatchDictionaryLearning
+
+    pixels = tissue_pixels(rgb)
+    if pixels is None:
+        return StainBasis(REFERENCE, "too little tissue")
+    if np.linalg.eigvalsh(np.cov(pixels, rowvar=False))[1] < 1e-5:
+        return StainBasis(REFERENCE, "one colour only")
+    drawn = np.random.default_rng(seed).permutation(len(pixels))[:4000]
+    solver = MiniBatchDictionaryLearning(
+        n_components=2,
+        alpha=sparsity,
+        fit_algorithm="cd",
+        transform_algorithm="lasso_cd",
+        positive_code=True,
+        positive_dict=True,
+        dict_init=REFERENCE[:2].copy(),
+        random_state=seed,
+        max_iter=50,
+    )
+    return _checked(*solver.fit(pixels[drawn]).components_)
+
+
+def measure_appearance(tiles: Sequence[Rgb] | Rgb, vectors: Vectors | None = None) -> Appearance:
+    """Stain vectors (Macenko's unless given) and strengths of one image or several of one staining.
+
+    Args:
+        tiles: one image or a sequence of images, of any sizes.
+        vectors: stain vectors to measure the strengths along.
+
+    Returns:
+        The appearance; the reference's, flagged, where no stain can be found.
+    """
+    images = [tiles] if isinstance(tiles, np.ndarray) and tiles.ndim == 3 else list(tiles)
+    pooled = np.concatenate([np.asarray(image).reshape(-1, 3) for image in images])
+    basis = macenko_basis(pooled) if vectors is None else StainBasis(vectors)
+    pixels = tissue_pixels(pooled)
+    if pixels is None or basis.fallback:
+        return Appearance(REFERENCE, REFERENCE_STRENGTH, basis.fallback or "too little tissue")
+    h, e, _ = np.percentile(pixels @ np.linalg.inv(basis.vectors), 99, axis=0).tolist()
+    low, high = STRENGTH_RANGE
+    if not (low <= h <= high and low <= e <= high):
+        return Appearance(REFERENCE, REFERENCE_STRENGTH, "amounts of stain beyond what sections hold")
+    return Appearance(basis.vectors, (h, e))
+
+
+def tissue_pixels(rgb: Rgb) -> npt.NDArray[np.float64] | None:
+    """OD of pixels that carry stain, (n, 3), at most `MAX_PIXELS` evenly spread; None if there are too few."""
+    flat = np.asarray(rgb).reshape(-1, 3)
+    flat = flat[:: max(1, len(flat) // MAX_PIXELS)]
+    od = to_od(flat)
+    tissue = od[od @ np.full(3, 1 / 3, np.float32) > GLASS_OD[1] / 2]
+    if len(tissue) < max(16, min(MIN_TISSUE_PX, len(flat) / 4), MIN_TISSUE_SHARE * len(flat)):
+        return None
+    return tissue.astype(np.float64)
+
+
+def _checked(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> StainBasis:
+    """Tell haematoxylin (takes more red) from eosin, and refuse what is neither."""
+    found = np.maximum(np.stack([one, other]), 0.0)
+    norms = np.linalg.norm(found, axis=1, keepdims=True)
+    if not np.isfinite(found).all() or (norms == 0).any():
+        return StainBasis(REFERENCE, "no stain direction")
+    found = found / norms
+    if found[0, 0] < found[1, 0]:
+        found = found[::-1]
+    if _angle(found[0], found[1]) < MIN_ANGLE:
+        return StainBasis(REFERENCE, "one stain only")
+    tilts = [_angle(vector, reference) for vector, reference in zip(found, REFERENCE[:2], strict=True)]
+    if max(tilts) > MAX_TILT:
+        return StainBasis(REFERENCE, "colours are not those of haematoxylin and eosin")
+    return StainBasis(basis_of(found[0].tolist(), found[1].tolist()))
+
+
+def _angle(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    return math.acos(float(np.clip(a @ b, -1.0, 1.0)))
