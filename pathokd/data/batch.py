@@ -12,12 +12,13 @@ from pathokd.types import Rgb
 class TileBatch(TypedDict):
     """A collated batch.
 
-    views: view name to uint8 images, (batch, 3, height, width); views of one tile share their geometry.
+    views: view name to uint8 images, (batch, 3, height, width), or (batch, count, 3, height, width) of a crop that is
+        drawn several times; views of one crop share their geometry.
     index: rows of the tile source, (batch,).
     key: one name per tile, for messages.
     """
 
-    views: dict[str, UInt8[Tensor, "batch 3 height width"]]
+    views: dict[str, UInt8[Tensor, "batch *count 3 height width"]]
     index: Int64[Tensor, " batch"]
     key: list[str]
 

@@ -78,7 +78,7 @@ class ViewDataset(Dataset[Any]):
 
 
 def collate(items: list[dict[str, Any]]) -> TileBatch:
-    """Stack views to uint8 (batch, 3, height, width)."""
+    """Stack views to uint8 (batch, 3, height, width), or (batch, count, 3, height, width) of a repeated crop."""
     names = items[0]["views"]
     return {
         "views": {name: _stack([item["views"][name] for item in items]) for name in names},
@@ -88,7 +88,8 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
 
 
 def _stack(images: list[Rgb]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    """(batch, [count,] 3, height, width)."""
+    return torch.from_numpy(np.stack(images)).movedim(-1, -3).contiguous()
 
 
 class ResumableLoader(DataLoader[TileBatch]):
@@ -123,7 +124,8 @@ class TileDataModule(L.LightningDataModule):
         workers: reading processes; by default one fewer than the cores, at most 8. 0 reads in the main process.
         geometry: the crop and orientation that all views of a tile share.
         photometric: view name to a list of albumentations transforms, for example a `student` view with jittered
-            stain. Without it there is one view, `clean`.
+            stain. Without it there is one view, `clean`. `CROP/NAME` is a view of one of `crops`.
+        crops: further crops of the same tile, for objectives on the class token; see `pathokd.data.views.Views`.
         val_fraction: share of the tiles held out, in whole patients.
         split_by: column naming the patients; see `split_rows`.
         val_batch_size: tiles per validation batch; by default `batch_size`.
@@ -137,6 +139,7 @@ class TileDataModule(L.LightningDataModule):
         workers: int | None = None,
         geometry: Geometry = Geometry(),  # noqa: B008 (frozen)
         photometric: dict[str, list[A.BasicTransform]] | None = None,
+        crops: dict[str, Geometry] | None = None,
         val_fraction: float = 0.1,
         split_by: str | None = None,
         val_batch_size: int | None = None,
@@ -146,7 +149,7 @@ class TileDataModule(L.LightningDataModule):
         self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
         self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
         self.geometry = geometry
-        self.views = Views(geometry, photometric, seed=seed)
+        self.views = Views(geometry, photometric, crops, seed=seed)
         self.val_fraction, self.split_by = val_fraction, split_by
         self.val_batch_size = val_batch_size or batch_size
         self.source: TileSource | None = None

@@ -1,11 +1,12 @@
-"""Views of a tile: one shared geometry, then each view's own photometric transforms.
+"""Views of a tile: crops, and each view's own photometric transforms on one of them.
 
 Patch tokens of teacher and student can only be compared where both saw the same geometry, so crop and orientation are
-drawn once per draw; what differs between views is stain, light, focus and compression. Every random number comes from
-(seed, epoch, tile), never from a worker: albumentations 2.0.8 replays one stream in every worker and epoch otherwise.
+drawn once per draw; what differs between views of one crop is stain, light, focus and compression. Further crops (a
+second global one, small local ones) serve objectives on the class token. Every random number comes from (seed, epoch,
+tile), never from a worker: albumentations 2.0.8 replays one stream in every worker and epoch otherwise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import albumentations as A
@@ -16,29 +17,31 @@ from pathokd.data.batch import Draw
 from pathokd.types import Rgb
 
 CLEAN = "clean"
-"""The view without photometric change; the teacher's by default."""
+"""The view without photometric change; the teacher's by default. Also the name of the crop it is a view of."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a view is cut from a tile; the same for all views of a draw.
+    """How a crop is cut from a tile; the same for all views of it.
 
     Args:
         size_px: side of a view in pixels.
         scale: range of the crop's share of the tile's area; (1, 1) takes the whole tile.
         d4: draw one of the eight flips and quarter turns (tissue has no canonical orientation).
+        count: how many such crops of one tile make a view; each is drawn anew.
     """
 
     size_px: int = 224
     scale: tuple[float, float] = (1.0, 1.0)
     d4: bool = True
+    count: int = 1
 
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"scale must be a range within (0, 1], got {self.scale}.")
-        if self.size_px < 1:
-            raise ValueError(f"size_px must be positive, got {self.size_px}.")
+        if self.size_px < 1 or self.count < 1:
+            raise ValueError(f"size_px and count must be positive, got {self.size_px} and {self.count}.")
 
 
 def crop_box(tile_px: int, scale: tuple[float, float], rng: np.random.Generator) -> tuple[int, int, int]:
@@ -63,23 +66,59 @@ def resize(image: Rgb, size_px: int) -> Rgb:
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
 
 
+def crop_of(view: str, crops: Collection[str]) -> str:
+    """The crop that a view shows: the part of its name before a slash, or itself, or else the shared crop `clean`."""
+    crop = view.partition("/")[0]
+    return crop if crop in crops else CLEAN
+
+
+def dino_crops(local_crops: int = 8) -> dict[str, Geometry]:
+    """DINOv2's multi-crop beside the shared crop: a second global crop, and local ones of seven patches of 14 px.
+
+    The shared crop is the first global one; give it the scale (0.32, 1). The transforms are those of
+    `pathokd.augment.dino_views`.
+
+    Reference:
+        Oquab et al. 2023, "DINOv2" (arXiv 2304.07193), Table 16; sizes of the released configurations (method.md A.4).
+    """
+    return {"global2": Geometry(224, (0.32, 1.0)), "local": Geometry(98, (0.05, 0.32), count=local_crops)}
+
+
 class Views:
     """Draws the named views of a tile.
 
     Args:
-        geometry: the shared crop and orientation.
-        photometric: view name to albumentations transforms applied to that view alone. The view `clean` always exists.
+        geometry: the crop that views share; its clean view is called `clean`.
+        photometric: view name to albumentations transforms applied to that view alone. A name `CROP/NAME` is a view of
+            one of `crops`; any other is one of the shared crop.
+        crops: further crops, cut from the same tile on their own; each has a clean view under its own name.
         seed: together with epoch and tile decides every draw.
     """
 
     def __init__(
-        self, geometry: Geometry, photometric: Mapping[str, Sequence[A.BasicTransform]] | None = None, *, seed: int = 0
+        self,
+        geometry: Geometry,
+        photometric: Mapping[str, Sequence[A.BasicTransform]] | None = None,
+        crops: Mapping[str, Geometry] | None = None,
+        *,
+        seed: int = 0,
     ) -> None:
-        named = {CLEAN: [], **{name: list(steps) for name, steps in (photometric or {}).items()}}
-        if named[CLEAN]:
-            raise ValueError("The view 'clean' takes no photometric transforms: give the perturbed view another name.")
+        if geometry.count != 1:
+            raise ValueError(
+                f"The shared crop is drawn once, got count: {geometry.count}: add an entry to crops instead."
+            )
         self.geometry, self.seed = geometry, seed
-        self._photometric = {name: A.Compose(steps, strict=True) if steps else None for name, steps in named.items()}
+        self.crops = {CLEAN: geometry, **(crops or {})}
+        named = {**dict.fromkeys(self.crops, ()), **(photometric or {})}
+        for name, steps in named.items():
+            if name in self.crops and steps:
+                raise ValueError(
+                    f"The view {name!r} takes no photometric transforms: give the perturbed view another name."
+                )
+            if "/" in name and crop_of(name, self.crops) == CLEAN:
+                known = ", ".join(crops or {}) or "none"
+                raise ValueError(f"The view {name!r} is of a crop that data.crops does not name; it names {known}.")
+        self._photometric = {name: A.Compose(list(t), strict=True) if t else None for name, t in named.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,19 +126,26 @@ class Views:
         return tuple(self._photometric)
 
     def __call__(self, tile: Rgb, draw: Draw) -> dict[str, Rgb]:
-        """All views of `tile`, each uint8 (size_px, size_px, 3)."""
+        """All views of `tile`, each uint8 (size_px, size_px, 3), or (count, size_px, size_px, 3) of a repeated crop."""
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        base = self._cut(tile, rng)
+        cut = {name: [_cut(tile, crop, rng) for _ in range(crop.count)] for name, crop in self.crops.items()}
         views = {}
         for name, transform in self._photometric.items():
-            if transform is None:
-                views[name] = base
-            else:
-                transform.set_random_seed(int(rng.integers(2**31)))
-                views[name] = transform(image=base)["image"]
+            crop = crop_of(name, self.crops)
+            images = cut[crop]
+            if transform is not None:
+                images = [_changed(transform, image, rng) for image in images]
+            views[name] = images[0] if self.crops[crop].count == 1 else np.stack(images)
         return views
 
-    def _cut(self, tile: Rgb, rng: np.random.Generator) -> Rgb:
-        left, top, side = crop_box(min(tile.shape[:2]), self.geometry.scale, rng)
-        cut = resize(tile[top : top + side, left : left + side], self.geometry.size_px)
-        return d4(cut, int(rng.integers(8))) if self.geometry.d4 else cut
+
+def _changed(transform: A.Compose, image: Rgb, rng: np.random.Generator) -> Rgb:
+    transform.set_random_seed(int(rng.integers(2**31)))
+    changed: Rgb = transform(image=image)["image"]
+    return changed
+
+
+def _cut(tile: Rgb, crop: Geometry, rng: np.random.Generator) -> Rgb:
+    left, top, side = crop_box(min(tile.shape[:2]), crop.scale, rng)
+    cut = resize(tile[top : top + side, left : left + side], crop.size_px)
+    return d4(cut, int(rng.integers(8))) if crop.d4 else cut

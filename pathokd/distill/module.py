@@ -1,6 +1,6 @@
 """The LightningModule: frozen teachers, one student, a list of objectives."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
-from pathokd.data.views import CLEAN
+from pathokd.data.views import CLEAN, crop_of
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
@@ -151,6 +151,8 @@ class DistillationModule(L.LightningModule):
                 seen[objective.view] = self.net(_view(views, objective.view))
             student, key = seen[objective.view], self._teacher_of(objective)
             target = targets.get(key, objective.tokens, objective.teacher_view, student.grid)
+            # Several crops of a tile are matched with the teacher's one view of it.
+            target = target.repeat_interleave(len(student.cls) // len(target), dim=0)
             part = objective.loss(self.net.project(student, key, objective.tokens), target)
             parts[objective.name] = part
             total = total + objective.weight * part
@@ -175,7 +177,18 @@ class DistillationModule(L.LightningModule):
         self.schedules = Schedules.plan(self.optim_spec, int(steps), self.ema_momentum or (0.0, 0.0))
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TileDataModule):
+            self._check_crops(data.views.crops)
             self.training_facts["data"] = data.described()
+
+    def _check_crops(self, crops: Collection[str]) -> None:
+        """Patch tokens have partners only within one crop."""
+        for objective in self.objectives:
+            mine, theirs = crop_of(objective.view, crops), crop_of(objective.teacher_view, crops)
+            if objective.tokens == "patches" and mine != theirs:
+                raise ValueError(
+                    f"Objective {objective.name} matches patches of the crop {mine!r} with those of {theirs!r}, which "
+                    "shows other tissue: give view and teacher_view one crop, or match cls tokens."
+                )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""
@@ -301,7 +314,9 @@ class _TargetCache:
 
 
 def _view(views: dict[str, Tensor], name: str) -> Tensor:
+    """The images of a view, (batch, 3, height, width); several crops of a tile follow each other."""
     if name not in views:
         raise ValueError(f"The batch has the views {', '.join(views)} but an objective asks for {name!r}: add it to "
                          "data.photometric, or correct the objective.")  # fmt: skip
-    return views[name]
+    images = views[name]
+    return images.flatten(0, 1) if images.ndim == 5 else images

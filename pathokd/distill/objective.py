@@ -17,8 +17,8 @@ class Objective:
         loss: compares the projected student with the standardised teacher.
         tokens: `cls` or `patches`. Patch grids of different size are brought to the student's.
         teacher: key of one of the module's teachers; may be left out when there is one.
-        view: the view the student sees.
-        teacher_view: the view the teacher sees; it shares its geometry with `view`.
+        view: the view the student sees; of a crop drawn several times, each is compared.
+        teacher_view: the view the teacher sees; for patches it shares its geometry with `view`.
         weight: factor in the sum; not negative.
     """
 

@@ -1,6 +1,7 @@
 """Views share their geometry, differ in their photometric part, and never repeat a stream."""
 
 import itertools
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathokd.data.batch import Draw
-from pathokd.data.views import Geometry, Views, crop_box, d4
+from pathokd.data.views import Geometry, Views, crop_box, d4, dino_crops
 from pathokd.types import Rgb
 
 
@@ -70,3 +71,40 @@ def test_the_clean_view_takes_no_photometric_change() -> None:
 def test_impossible_geometry_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="got"):
         Geometry(**wrong)  # type: ignore[arg-type]
+
+
+def test_further_crops_have_their_own_geometry(tile: Rgb) -> None:
+    crops = {"local": Geometry(8, (0.05, 0.3), count=3), "global2": Geometry(16, (0.3, 1.0))}
+    views = Views(Geometry(16), {"local/student": [A.InvertImg(p=1.0)], "student": jitter()}, crops, seed=2)
+    assert views.names == ("clean", "local", "global2", "local/student", "student")
+    drawn = views(tile, Draw(3, 1))
+    assert {name: image.shape for name, image in drawn.items()} == {
+        "clean": (16, 16, 3),
+        "student": (16, 16, 3),
+        "global2": (16, 16, 3),
+        "local": (3, 8, 8, 3),
+        "local/student": (3, 8, 8, 3),
+    }
+    assert np.array_equal(255 - drawn["local/student"], drawn["local"])
+    assert len({crop.tobytes() for crop in drawn["local"]}) == 3
+    assert not np.array_equal(drawn["global2"], drawn["clean"])
+
+
+def test_further_crops_do_not_change_the_shared_one(tile: Rgb) -> None:
+    alone = Views(Geometry(16, (0.3, 1.0)), seed=2)(tile, Draw(3, 1))["clean"]
+    beside = Views(Geometry(16, (0.3, 1.0)), crops=dino_crops(2), seed=2)(tile, Draw(3, 1))["clean"]
+    assert np.array_equal(alone, beside)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((Geometry(16, count=2), {}, {}), "shared crop is drawn once"),
+        ((Geometry(16), {"local/student": jitter()}, {}), "crop that data.crops does not name; it names none"),
+        ((Geometry(16), {"clean": jitter()}, {}), "'clean' takes no photometric"),
+        ((Geometry(16), {"local": jitter()}, {"local": Geometry(8)}), "'local' takes no photometric"),
+    ],
+)
+def test_wrong_views_are_refused(arguments: tuple[Any, ...], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Views(*arguments)

@@ -203,3 +203,32 @@ def test_no_teacher_or_objective_is_refused() -> None:
         DistillationModule({}, StudentSpec(), [Objective(Cosine())])
     with pytest.raises(ValueError, match="weight must not be negative"):
         Objective(Cosine(), weight=-1)
+
+
+def test_local_crops_meet_the_teachers_view_of_their_tile(teacher_folder: Path) -> None:
+    """Student on (batch, count) crops, teacher on one view a tile: the mean over crops of each crop's own loss."""
+    args = {**TINY, "dynamic_img_size": True}
+    local = Objective(Cosine(), view="local/student")
+    student = StudentSpec("vit_tiny_patch16_224", args, image_px=32)
+    built = module(teacher_folder, objectives=[local], student=student).eval()
+    images = batch()
+    crops = torch.randint(0, 256, (3, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = built.losses({**images, "views": {**images["views"], "local/student": crops}})
+        alone = [
+            built.losses({**images, "views": {**images["views"], "local/student": crops[:, number]}}).total
+            for number in range(4)
+        ]
+    assert float(together.total) == pytest.approx(float(torch.stack(alone).mean()), abs=1e-6)
+
+
+def test_patches_of_two_crops_are_refused(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    built = module(teacher_folder, objectives=[Objective(Cosine(), tokens="patches", view="global2")])
+    crops = {"global2": Geometry(32, (0.3, 1.0))}
+    data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), crops=crops, val_fraction=0.3)
+    runner = L.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, enable_checkpointing=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="patches of the crop 'global2' with those of 'clean'"):
+        runner.fit(built, data)
