@@ -23,8 +23,10 @@ def balanced_accuracy_interval(
     groups: npt.NDArray[Any],
     seed: int,
     resamples: int = RESAMPLES,
+    *,
+    minus: npt.NDArray[Any] | None = None,
 ) -> Interval:
-    """Percentile interval of balanced accuracy under resampling of groups.
+    """Percentile interval of balanced accuracy, or of a paired difference of two, under resampling of groups.
 
     Args:
         truth: (n,) classes.
@@ -32,6 +34,7 @@ def balanced_accuracy_interval(
         groups: (n,) what is resampled as a whole.
         seed: Of the resampling.
         resamples: How many.
+        minus: (n,) classes by another prediction, whose balanced accuracy is subtracted in every resample.
 
     Returns:
         The 2.5th and 97.5th percentile. A class that a resample happens to miss does not count in that
@@ -40,7 +43,8 @@ def balanced_accuracy_interval(
     group, n_groups = group_codes(groups)
     classes, label = np.unique(truth, return_inverse=True)
     right, total = np.zeros((n_groups, len(classes))), np.zeros((n_groups, len(classes)))
-    np.add.at(right, (group, label), truth == predicted)
+    gain = (truth == predicted).astype(float) - (0.0 if minus is None else truth == minus)
+    np.add.at(right, (group, label), gain)
     np.add.at(total, (group, label), 1.0)
     times = _draws(n_groups, seed, resamples)
     right, total = times @ right, times @ total

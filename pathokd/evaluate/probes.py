@@ -1,6 +1,7 @@
 """What frozen features know about tissue: a linear probe and 10 nearest neighbours, by balanced accuracy."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,17 +109,26 @@ def predict_linear(
     train_groups: Labels | None = None,
     seed: int = 0,
 ) -> Labels:
-    """Classes by logistic regression on standardised features, with C from (grouped) 3-fold cross-validation.
+    """Classes of `test_x` by `fit_linear` on the rest."""
+    return fit_linear(train_x, train_y, train_groups, seed)(test_x)
+
+
+def fit_linear(
+    train_x: FloatArray, train_y: Labels, train_groups: Labels | None = None, seed: int = 0
+) -> Callable[[FloatArray], Labels]:
+    """Logistic regression on standardised features, with C from (grouped) 3-fold cross-validation.
 
     Classes weigh the same however many tiles they have, as balanced accuracy counts them so.
+
+    Returns:
+        From features to classes.
     """
     if len(np.unique(train_y)) < 2:
         raise ValueError("a probe needs at least two classes to train on, got one.")
     scaler = StandardScaler().fit(train_x)
     train = scaler.transform(train_x)
-    C = _choose_c(train, train_y, train_groups, seed)
-    predicted: Labels = _fit(train, train_y, C).predict(scaler.transform(test_x))
-    return predicted
+    model = _fit(train, train_y, _choose_c(train, train_y, train_groups, seed))
+    return lambda x: model.predict(scaler.transform(x))
 
 
 def predict_nearest(train_x: FloatArray, train_y: Labels, test_x: FloatArray) -> Labels:
@@ -170,17 +180,17 @@ def _fit(x: FloatArray, y: Labels, C: float) -> LogisticRegression:
 def _result(truth: Labels, linear: Labels, nearest: Labels, groups: Labels | None, seed: int) -> ProbeResult:
     units = np.arange(len(truth)) if groups is None else groups
     return ProbeResult(
-        accuracy=_balanced_accuracy(truth, linear),
+        accuracy=balanced_accuracy(truth, linear),
         ci=balanced_accuracy_interval(truth, linear, units, seed),
         n=len(truth),
-        knn10_accuracy=_balanced_accuracy(truth, nearest),
+        knn10_accuracy=balanced_accuracy(truth, nearest),
         knn10_ci=balanced_accuracy_interval(truth, nearest, units, seed),
         n_groups=group_codes(units)[1],
         n_classes=len(np.unique(truth)),
     )
 
 
-def _balanced_accuracy(truth: Labels, predicted: Labels) -> float:
+def balanced_accuracy(truth: Labels, predicted: Labels) -> float:
     """Mean recall over the classes that occur in `truth` (a class only ever predicted has no recall)."""
     return float(np.mean([(predicted[truth == label] == label).mean() for label in np.unique(truth)]))
 

@@ -1,0 +1,147 @@
+"""What a model bears: probe accuracy and similarity to the clean tile as one factor of stain or scanner grows.
+
+Answers two questions with one measurement: how robust a model is to each factor (a curve per model), and up to which
+severity a factor leaves the tissue class in the picture (the harm check of augmentations).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from pathokd.augment import FACTORS, PROFILES, StudentView
+from pathokd.embed import Embedder
+from pathokd.embed.reading import read_batches
+from pathokd.evaluate.bootstrap import balanced_accuracy_interval
+from pathokd.evaluate.probes import Labels, balanced_accuracy, fit_linear
+from pathokd.metrics import cosine
+from pathokd.progress import Bars
+from pathokd.types import Rgb
+
+SEVERITIES = (0.25, 0.5, 0.75, 1.0)
+Change = Callable[[Rgb, float, int], Rgb]
+"""From a tile, a severity in [0, 1] and a seed to the changed tile."""
+
+
+def known_changes() -> dict[str, Change]:
+    """Every scanner factor, every scanner profile, and the student's view as a whole."""
+    changes: dict[str, Change] = {name: factor.apply for name, factor in FACTORS.items()}
+    for name, profile in PROFILES.items():
+        changes[name] = lambda rgb, s, seed, profile=profile: profile.apply(rgb, severity=s, seed=seed)
+    changes["student view"] = _student_view
+    return changes
+
+
+def _student_view(rgb: Rgb, severity: float, seed: int) -> Rgb:
+    view = StudentView(severity)
+    view.set_random_seed(seed)
+    return np.asarray(view(image=rgb)["image"], np.uint8)
+
+
+def severity_curves(
+    embedder: Embedder,
+    read: Callable[[int], Rgb],
+    labels: Labels,
+    folds: Labels,
+    groups: Labels | None = None,
+    *,
+    changes: Mapping[str, Change] | None = None,
+    severities: Sequence[float] = SEVERITIES,
+    seed: int = 0,
+    workers: int = 2,
+) -> pd.DataFrame:
+    """Probe accuracy and cosine to the clean tile for every change at every severity.
+
+    The probe is trained on clean tiles of the other folds and never sees a changed one.
+
+    Args:
+        embedder: the model.
+        read: tile by number, 0 to n - 1.
+        labels: (n,) classes.
+        folds: (n,) what is held out in turn, such as cases.
+        groups: (n,) what is resampled for the intervals; None takes each tile for itself.
+        changes: by name; all known ones by default.
+        severities: in (0, 1]; 0 is always measured once.
+        seed: of probes, resampling, and of every tile's change.
+        workers: threads that read and change tiles ahead of the model.
+
+    Returns:
+        One row per change and severity: change, severity, accuracy, low, high (95 %), drop (clean accuracy minus this),
+        drop_low, drop_high (95 %, paired), cosine, n.
+    """
+    n = len(labels)
+    units = np.arange(n) if groups is None else groups
+    wanted = known_changes() if changes is None else changes
+
+    def embed(change: Change | None, severity: float, title: str, bars: Bars) -> npt.NDArray[np.float32]:
+        def changed(number: int) -> Rgb:
+            tile = read(number)
+            return tile if change is None else change(tile, severity, seed * 1_000_003 + number)
+
+        features = np.empty((n, embedder.dim), np.float32)
+        batches = read_batches(changed, range(n), batch_size=embedder.batch_size, workers=workers)
+        for batch in bars.track(batches, title, -(-n // embedder.batch_size), keep=False):
+            places, images = zip(*batch, strict=True)
+            features[list(places)] = embedder(images)
+        return features
+
+    with Bars() as bars:
+        clean = embed(None, 0.0, "clean", bars)
+        probes = {
+            fold: fit_linear(clean[folds != fold], labels[folds != fold], units[folds != fold], seed)
+            for fold in np.unique(folds)
+        }
+
+        def predict(x: npt.NDArray[np.float32]) -> Labels:
+            predicted = labels.copy()
+            for fold, probe in probes.items():
+                predicted[folds == fold] = probe(x[folds == fold])
+            return predicted
+
+        baseline = predict(clean)
+        rows = [_row("clean", 0.0, labels, baseline, baseline, units, seed, 1.0)]
+        jobs = [(name, severity) for name in wanted for severity in severities]
+        for name, severity in bars.track(jobs, "severity curves", len(jobs)):
+            x = embed(wanted[name], severity, f"{name} {severity:g}", bars)
+            alike = float(cosine(torch.from_numpy(clean), torch.from_numpy(x)).mean())
+            rows.append(_row(name, severity, labels, predict(x), baseline, units, seed, alike))
+    return pd.DataFrame(rows)
+
+
+def _row(
+    name: str,
+    severity: float,
+    labels: Labels,
+    predicted: Labels,
+    baseline: Labels,
+    units: Labels,
+    seed: int,
+    alike: float,
+) -> dict[str, object]:
+    accuracy, clean = balanced_accuracy(labels, predicted), balanced_accuracy(labels, baseline)
+    low, high = balanced_accuracy_interval(labels, predicted, units, seed)
+    drop_low, drop_high = balanced_accuracy_interval(labels, baseline, units, seed, minus=predicted)
+    return {
+        "change": name,
+        "severity": severity,
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "drop": clean - accuracy,
+        "drop_low": drop_low,
+        "drop_high": drop_high,
+        "cosine": alike,
+        "n": len(labels),
+    }
+
+
+def tolerated(curves: pd.DataFrame, at_most: float = 0.02) -> dict[str, float]:
+    """The highest severity of each change up to which no accuracy falls by more than `at_most`; 0 if none."""
+    found = {}
+    for name, curve in curves[curves["change"] != "clean"].groupby("change", sort=False):
+        ordered = curve.sort_values("severity")
+        fine = (ordered["drop"] <= at_most).cumprod().astype(bool)
+        found[str(name)] = float(ordered["severity"][fine].max()) if fine.any() else 0.0
+    return found
