@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pathokd.augment.stain_math import REFERENCE, Vectors, tissue_pixels
+from pathokd.augment.stain_basis import tissue_pixels
+from pathokd.augment.stain_math import REFERENCE, Vectors
 from pathokd.errors import StoreError
 from pathokd.files import make_header, write_text
 from pathokd.types import FloatArray, Rgb

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pathokd.augment.stain import HEDJitter, RandStainNA, StainJitter, StainSwap, swap_stain
-from pathokd.augment.stain_math import GLASS_OD, measure_appearance, to_od
+from pathokd.augment.stain_basis import measure_appearance
+from pathokd.augment.stain_math import GLASS_OD, to_od
 from pathokd.augment.stainings import STAININGS, get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.errors import StoreError

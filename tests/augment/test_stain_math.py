@@ -7,22 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import hed2rgb, rgb2hed
 
+from pathokd.augment.stain_basis import REFERENCE_STRENGTH, macenko_basis, measure_appearance, vahadane_basis
 from pathokd.augment.stain_math import (
     GLASS_OD,
     REFERENCE,
-    REFERENCE_STRENGTH,
     RUIFROK,
     Appearance,
     affine_od,
     basis_of,
     concentrations,
     from_od,
-    macenko_basis,
-    measure_appearance,
     scale_map,
     swap_map,
     to_od,
-    vahadane_basis,
 )
 from pathokd.phantom import STAININGS, make_scene, render
 from pathokd.phantom.scanner import Scanner
@@ -144,9 +141,9 @@ def test_macenko_agrees_with_an_independent_one(seed: int) -> None:
     """Random sections: gamma-distributed amounts of two dyes near the reference, fewer pixels than are sampled."""
     rng = np.random.default_rng(seed)
     vectors = basis_of(*(REFERENCE[:2] + rng.normal(0, 0.04, (2, 3))))
-    kind = rng.random(12_000) < 0.4
+    kind = rng.random(8_000) < 0.4
     amounts = np.stack([rng.gamma(3, np.where(kind, 0.5, 0.05)), rng.gamma(4, np.where(kind, 0.05, 0.2))], axis=1)
-    image = from_od((amounts @ vectors[:2]).astype(np.float32)).reshape(100, 120, 3)
+    image = from_od((amounts @ vectors[:2]).astype(np.float32)).reshape(80, 100, 3)
     found = macenko_basis(image)
     assert not found.fallback
     for row, expected in zip(found.vectors[:2], macenko_float64(image, GLASS_OD[1] / 2), strict=True):
