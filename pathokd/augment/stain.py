@@ -12,13 +12,12 @@ import albumentations as A
 import numpy as np
 
 from pathokd.augment.images import read_image
+from pathokd.augment.ranges import Range, ordered_range, positive_range
 from pathokd.augment.stain_basis import macenko_basis, measure_appearance, tissue_pixels
 from pathokd.augment.stain_math import REFERENCE, RUIFROK, Appearance, affine_od, scale_map, swap_map
 from pathokd.augment.stainings import STAININGS, get_staining
 from pathokd.augment.statistics import StainStatistics
 from pathokd.types import FloatArray, Rgb
-
-Range = tuple[float, float]
 
 
 class StainJitter(A.ImageOnlyTransform):
@@ -199,26 +198,3 @@ def staining_or_image(name: str) -> Appearance:
     if measured.fallback:
         raise ValueError(f"{name} cannot serve as a reference of staining: {measured.fallback}; take another image.")
     return measured
-
-
-def ordered_range(name: str, values: Sequence[float]) -> Range:
-    """`values` as (low, high).
-
-    Raises:
-        ValueError: not two numbers in order.
-    """
-    if len(values) != 2 or not values[0] <= values[1]:
-        raise ValueError(f"{name} must be a range [low, high], got {list(values)}.")
-    return float(values[0]), float(values[1])
-
-
-def positive_range(name: str, values: Sequence[float]) -> Range:
-    """As `ordered_range`, for factors.
-
-    Raises:
-        ValueError: also where a factor is not above 0.
-    """
-    low, high = ordered_range(name, values)
-    if low <= 0:
-        raise ValueError(f"{name} must be above 0, got {list(values)}.")
-    return low, high

@@ -18,6 +18,8 @@ VERBS: dict[str, str] = {
     "inspect": "Say what a slide is: levels, microns per pixel and their source, profile, warnings",
     "tile": "Find tissue on slides and write the table of tiles",
     "pack": "Read the tiles of a table and store them in shards for fast training",
+    "simulate": "Show tiles or slides as other laboratories and scanners would",
+    "stain-stats": "Measure how a cohort is stained, for RandStainNA",
     "phantom": "Make slides of procedural H&E with ground truth, in several stainings and scanners",
     "fit": "Distil a teacher into a student, as a YAML file says",
     "validate": "Measure a checkpoint on the held-out tiles",
@@ -86,7 +88,7 @@ def _sentence(error: BaseException) -> str:
 
 def _run_verb(verb: str, args: list[str]) -> int:
     module = importlib.import_module("pathokd.cli.quickstart" if verb == "quickstart" else "pathokd.cli.verbs")
-    function: Callable[..., int] = getattr(module, verb)
+    function: Callable[..., int] = getattr(module, verb.replace("-", "_"))
     parser = VerbParser(prog=f"pathokd {verb}", description=VERBS[verb] + ".")
     several = [name for name, kind in typing.get_type_hints(function).items() if kind == list[str]]
     positional = [

@@ -120,10 +120,88 @@ def pack(
 
     result = pack_tiles(tiles, out, PackSpec(quality, shard_tiles), workers=workers, overwrite=overwrite)
     print(f"{result.tiles} tiles in {out}")
-    lost = len(result.unreadable)
+    return _unreadable(len(result.unreadable), out, skip_errors)
+
+
+def _unreadable(lost: int, out: str, skip_errors: bool) -> int:
     if lost:
         print(f"{lost} tiles could not be read and are left out: {out}/unreadable.csv says why.")
     return 1 if lost and not skip_errors else 0
+
+
+def simulate(
+    sources: list[str],
+    *,
+    out: str,
+    stain: list[str] = [],  # noqa: B006 (never changed; jsonargparse wants a list)
+    scanner: list[str] = [],  # noqa: B006
+    severity: float = 1.0,
+    mpp_level0: Mpp | None = None,
+    quality: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    skip_errors: bool = False,
+) -> int:
+    """Show tiles or slides under other conditions, and all presets on a contact sheet.
+
+    Args:
+        sources: A packed folder, a folder of `pathokd tile`, or slides (folders, globs, files, CSV lists).
+        out: Gets contact_sheet.png; for tiles a packed folder of the original and every condition, registered with each
+            other; for slides a pyramidal TIFF of each, and slides.csv.
+        stain: Names of stainings, as [cmu-1,h-long-e-short]; every one is combined with every scanner.
+        scanner: Names of scanner profiles, as [soft-warm].
+        severity: How far to go, 0 (nothing) to 1.
+        mpp_level0: Microns per level-0 pixel for slides that do not say.
+        quality: JPEG quality of what is written; by default 95 for tiles, 90 for slides.
+        seed: Of noise.
+        overwrite: Write anew over other settings.
+        skip_errors: Exit with 0 although something could not be read.
+    """
+    from pathokd.data.pack import PackSpec
+    from pathokd.data.simulate import conditions, simulate_slides, simulate_tiles, typical_tile
+    from pathokd.data.wsi import holds_tiles, open_tiles
+    from pathokd.report.contact_sheet import write_contact_sheet
+    from pathokd.slides.sources import find_slides
+
+    wanted = conditions(stain, scanner, severity) if stain or scanner else []
+    if len(sources) == 1 and holds_tiles(sources[0]):
+        tiles = open_tiles(sources[0])
+        write_contact_sheet(f"{out}/contact_sheet.png", typical_tile(tiles))
+        print(f"All presets on one tile: {out}/contact_sheet.png")
+        if not wanted:
+            return 0
+        spec = PackSpec(95 if quality is None else quality)
+        packed = simulate_tiles(tiles, out, wanted, spec, seed=seed, overwrite=overwrite)
+        print(f"{packed.tiles} tiles under {1 + len(wanted)} conditions, the original among them, in {out}")
+        return _unreadable(len(packed.unreadable), out, skip_errors)
+    slides = find_slides(sources, mpp=mpp_level0)
+    write_contact_sheet(f"{out}/contact_sheet.png", typical_tile(slides))
+    print(f"All presets on one tile: {out}/contact_sheet.png")
+    if not wanted:
+        return 0
+    outcomes = simulate_slides(slides, out, wanted, seed=seed, quality=quality or 90, overwrite=overwrite)
+    failed = int((outcomes["status"] == "failed").sum())
+    print(f"{len(outcomes) - failed} slides in {out}/slides.csv")
+    for row in outcomes[outcomes["status"] == "failed"].itertuples():
+        print(f"{row.slide_id}: {row.message}")
+    return 1 if failed and not skip_errors else 0
+
+
+def stain_stats(tiles: str, *, out: str, tiles_per_slide: int = 50) -> int:
+    """Measure how a cohort is stained.
+
+    Args:
+        tiles: A packed folder, or a folder of `pathokd tile`.
+        out: YAML file.
+        tiles_per_slide: Tiles looked at per slide, spread over it.
+    """
+    from pathokd.data.simulate import measure_cohort
+    from pathokd.data.wsi import open_tiles
+
+    found = measure_cohort(open_tiles(tiles), tiles_per_slide)
+    found.save(out, source=tiles)
+    print(f"Staining of {found.slides} slides ({found.tiles} tiles with tissue) in {out}")
+    return 0
 
 
 def phantom(

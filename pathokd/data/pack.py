@@ -6,16 +6,17 @@ import os
 import shutil
 import tarfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pandas as pd
 
+from pathokd.data.batch import TileSource
 from pathokd.data.packed import INDEX_NAME, SCHEMA, read_index
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
@@ -100,20 +101,44 @@ def pack_tiles(
         ManifestError: no tiles to pack.
         StoreError: `out_dir` was made with other settings, or the disk is full.
     """
-    spec, out = spec or PackSpec(), Path(out_dir)
+    spec = spec or PackSpec()
     tiles = WsiTiles(read_manifest(manifest))
-    header = make_header(SCHEMA, {**asdict(spec), "tiles": asdict(tiles.spec), "manifest": _identity(tiles.index)})
+    settings = {**asdict(spec), "tiles": asdict(tiles.spec), "manifest": source_identity(tiles.index)}
+    return pack_source(tiles, out_dir, spec, settings, workers=workers, overwrite=overwrite)
+
+
+def pack_source(
+    source: TileSource,
+    out_dir: str | Path,
+    spec: PackSpec,
+    settings: Mapping[str, Any],
+    *,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> PackResult:
+    """Store every tile of a source under `out_dir`; `pack_tiles` says how.
+
+    Args:
+        source: the tiles; its `read` is called from many threads.
+        out_dir: the packed folder.
+        spec: how to store.
+        settings: what made the tiles, for the header that decides on reuse.
+        workers: reading threads; by default one per core.
+        overwrite: pack anew.
+    """
+    out, header = Path(out_dir), make_header(SCHEMA, settings)
     if overwrite:
         _clear(out)
     elif (out / INDEX_NAME).exists():
         index, found = read_index(out / INDEX_NAME)
         check_header(found, header, out / INDEX_NAME)
         return PackResult(len(index), _read_unreadable(out))
-    _pack_shards(tiles, out, spec, header, workers or os.cpu_count() or 1)
+    _pack_shards(source, out, spec, header, workers or os.cpu_count() or 1)
     return _finish(out, header)
 
 
-def _identity(frame: pd.DataFrame) -> str:
+def source_identity(frame: pd.DataFrame) -> str:
+    """A fingerprint of which tiles there are."""
     return fingerprint(frame[["slide_id", "path", "x", "y", "mpp", "tile_px"]].to_csv(index=False))
 
 
@@ -124,7 +149,7 @@ def _clear(out: Path) -> None:
         shard.unlink()
 
 
-def _pack_shards(source: WsiTiles, out: Path, spec: PackSpec, header: Header, workers: int) -> None:
+def _pack_shards(source: TileSource, out: Path, spec: PackSpec, header: Header, workers: int) -> None:
     starts = range(0, len(source), spec.shard_tiles)
     todo = [start for start in starts if not _shard_done(out, start // spec.shard_tiles, header)]
     rows = sum(min(spec.shard_tiles, len(source) - start) for start in todo)
@@ -144,7 +169,7 @@ class _Encoded(NamedTuple):
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, source: WsiTiles, spec: PackSpec, rows: Iterator[int], depth: int
+    pool: ThreadPoolExecutor, source: TileSource, spec: PackSpec, rows: Iterator[int], depth: int
 ) -> Iterator[_Encoded]:
     """Encoded tiles in order, at most `depth` tasks ahead of the writer.
 

@@ -99,6 +99,12 @@ def read_manifest(path: str | Path) -> TileManifest:
     return TileManifest.read(path / MANIFEST_NAME if path.is_dir() else path)
 
 
+def holds_tiles(path: str | Path) -> bool:
+    """Whether `open_tiles` will find tiles there."""
+    folder = Path(path)
+    return any((folder / name).is_file() for name in (INDEX_NAME, MANIFEST_NAME)) or folder.suffix == ".parquet"
+
+
 def open_tiles(path: str | Path) -> TileSource:
     """Open a packed folder, or the manifest of a tile folder, whichever `path` is.
 

@@ -1,7 +1,9 @@
 """Tiled pyramidal TIFF that OpenSlide reads, with the faults that tests ask for."""
 
+import functools
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -70,29 +72,102 @@ def write_pyramid(
             raise ValueError(
                 f"corrupt tile {(level, row, column)} is missing: level {level} is {rows} x {columns} tiles."
             )
-    target = Path(path)
-    with atomic_path(target) as part:
+    with atomic_path(path) as part:
         with tifffile.TiffWriter(part) as tif:
             for level, image in enumerate(levels):
                 bad = {(row, column) for at, row, column in corrupt if at == level}
-                per_cm = _pixels_per_cm(mpp, rgb.shape[1] / image.shape[1], flavour)
-                tif.write(
-                    _encoded_tiles(image, tile_px, quality, bad),
-                    shape=image.shape,
-                    dtype=np.uint8,
-                    photometric="ycbcr",
-                    tile=(tile_px, tile_px),
-                    compression="zlib",  # named JPEG below
-                    subfiletype=1 if level else 0,
+                _write_level(
+                    tif,
+                    _encoded_tiles([image], tile_px, quality, bad),
+                    image.shape[:2],
+                    _pixels_per_cm(mpp, rgb.shape[1] / image.shape[1], flavour),
+                    tile_px=tile_px,
+                    is_first=level == 0,
                     description=_describe(image, rgb, mpp, tile_px, quality, flavour, objective),
-                    software=False,
-                    metadata=None,
-                    resolution=(per_cm, per_cm),
-                    resolutionunit="NONE" if per_cm == 1.0 else "CENTIMETER",
-                    iccprofile=icc_profile if level == 0 else None,
+                    icc_profile=icc_profile if level == 0 else None,
                 )
         _name_jpeg(part)
-    return target
+    return Path(path)
+
+
+def write_strips(
+    path: str | Path,
+    strips: Iterable[Rgb],
+    size: tuple[int, int],
+    mpp: Mpp,
+    *,
+    strip_px: int,
+    tile_px: int = 256,
+    quality: int = 90,
+) -> Path:
+    """Write a slide larger than memory from strips of level 0, with further levels at 4 and 16 level-0 pixels.
+
+    A sixteenth of the slide is held at a time.
+
+    Args:
+        path: file to write; complete or not there at all.
+        strips: full-width strips from top to bottom, (strip_px, width, 3); the last may be lower.
+        size: width and height of level 0.
+        mpp: microns per pixel of level 0.
+        strip_px: rows of a strip, a multiple of `tile_px` and of 16.
+        tile_px: side of the stored tiles.
+        quality: JPEG quality.
+    """
+    if strip_px % tile_px or tile_px % 16:
+        raise ValueError(f"strip_px must be a multiple of tile_px, and that of 16, got {strip_px} and {tile_px}.")
+    width, height = size
+    smaller = np.full((max(1, height // 4), max(1, width // 4), 3), 255, np.uint8)
+
+    def passing() -> Iterator[Rgb]:
+        row = 0
+        for strip in strips:
+            rows = min(len(strip) // 4, len(smaller) - row)
+            if rows > 0:
+                part = strip[: 4 * rows, : 4 * smaller.shape[1]]
+                smaller[row : row + rows] = cv2.resize(part, (smaller.shape[1], rows), interpolation=cv2.INTER_AREA)
+            row += rows
+            yield strip
+
+    with atomic_path(path) as part_path:
+        with tifffile.TiffWriter(part_path, bigtiff=3 * width * height > 2**31) as tif:
+            write = functools.partial(_write_level, tif, tile_px=tile_px, description="pathokd simulation")
+            tiles = _encoded_tiles(passing(), tile_px, quality, set())
+            write(tiles, (height, width), 1e4 / mpp, is_first=True)
+            for downsample in (4, 16):
+                image = smaller if downsample == 4 else next(_reduce(smaller, [4.0]), None)
+                if image is not None and min(image.shape[:2]) >= 32:
+                    tiles = _encoded_tiles([image], tile_px, quality, set())
+                    write(tiles, image.shape[:2], 1e4 / (mpp * downsample), is_first=False)
+        _name_jpeg(part_path)
+    return Path(path)
+
+
+def _write_level(
+    tif: tifffile.TiffWriter,
+    tiles: Iterator[bytes],
+    shape: tuple[int, ...],
+    per_cm: float,
+    *,
+    tile_px: int,
+    is_first: bool,
+    description: str,
+    icc_profile: bytes | None = None,
+) -> None:
+    tif.write(
+        tiles,
+        shape=(*shape, 3),
+        dtype=np.uint8,
+        photometric="ycbcr",
+        tile=(tile_px, tile_px),
+        compression="zlib",  # named JPEG below
+        subfiletype=0 if is_first else 1,
+        description=description,
+        software=False,
+        metadata=None,
+        resolution=(per_cm, per_cm),
+        resolutionunit="NONE" if per_cm == 1.0 else "CENTIMETER",
+        iccprofile=icc_profile,
+    )
 
 
 def _name_jpeg(path: Path) -> None:
@@ -111,20 +186,20 @@ def _reduce(rgb: Rgb, downsamples: Sequence[float]) -> Iterator[Rgb]:
             yield np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def _encoded_tiles(image: Rgb, tile_px: int, quality: int, bad: set[tuple[int, int]]) -> Iterator[bytes]:
-    """JPEG streams row by row; the rim is filled by repeating edge pixels, which costs the fewest bytes.
-
-    tifffile encodes JPEG only with imagecodecs, which is no dependency here, so Pillow does it.
-    """
-    height, width = image.shape[:2]
-    padded = np.pad(image, ((0, -height % tile_px), (0, -width % tile_px), (0, 0)), mode="edge")
-    for row in range(padded.shape[0] // tile_px):
-        for column in range(padded.shape[1] // tile_px):
-            tile = padded[row * tile_px : (row + 1) * tile_px, column * tile_px : (column + 1) * tile_px]
-            buffer = io.BytesIO()
-            Image.fromarray(tile).save(buffer, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
-            data = buffer.getvalue()
-            yield bytes(min(64, len(data))) + data[64:] if (row, column) in bad else data
+def _encoded_tiles(strips: Iterable[Rgb], tile_px: int, quality: int, bad: set[tuple[int, int]]) -> Iterator[bytes]:
+    """JPEG streams row by row; the rim is filled by repeating edge pixels, which costs the fewest bytes."""
+    rows = itertools.count()
+    for strip in strips:
+        height, width = strip.shape[:2]
+        padded = np.pad(strip, ((0, -height % tile_px), (0, -width % tile_px), (0, 0)), mode="edge")
+        for top in range(0, padded.shape[0], tile_px):
+            row = next(rows)
+            for column in range(padded.shape[1] // tile_px):
+                tile = padded[top : top + tile_px, column * tile_px : (column + 1) * tile_px]
+                buffer = io.BytesIO()
+                Image.fromarray(tile).save(buffer, "JPEG", quality=quality, subsampling="4:2:0", optimize=True)
+                data = buffer.getvalue()
+                yield bytes(min(64, len(data))) + data[64:] if (row, column) in bad else data
 
 
 def _describe(

@@ -1,0 +1,330 @@
+"""The same tissue as other laboratories and scanners would show it: tiles into a packed folder, slides into pyramids.
+
+Staining comes before scanning, as in life. How a slide is stained is measured once from many of its tiles, so that all
+of them are changed alike.
+"""
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pathokd.augment.scanner import get_profile
+from pathokd.augment.stain import swap_stain
+from pathokd.augment.stain_basis import measure_appearance
+from pathokd.augment.stain_math import Appearance, to_od
+from pathokd.augment.stainings import get_staining
+from pathokd.augment.statistics import StainStatistics, fit_statistics
+from pathokd.data.batch import TileSource
+from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
+from pathokd.errors import SlideError
+from pathokd.files import Header, check_header, make_header, write_json, write_text
+from pathokd.phantom.pyramid import write_strips
+from pathokd.progress import Bars
+from pathokd.slides.grid import tile_grid
+from pathokd.slides.slide import Slide
+from pathokd.slides.sources import SlideSource
+from pathokd.slides.tile import find_tissue
+from pathokd.slides.tissue import tissue_fraction
+from pathokd.types import IntArray, Rgb
+
+ORIGINAL = "original"
+"""In the columns `stain` and `scanner`: as it was."""
+MEASURED_TILES = 24
+"""Tiles looked at to find how a slide is stained."""
+BLOCK_PX = 1024
+HALO_PX = 32
+"""Pixels around a block that are simulated along and thrown away; a multiple of 16 keeps JPEG's blocks aligned."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Another staining, another scanner, or both.
+
+    Args:
+        stain: a name in `pathokd.augment.STAININGS`; None keeps the staining.
+        scanner: a name in `pathokd.augment.PROFILES`; None keeps the scanner.
+        severity: how far to go, 0 (nothing) to 1.
+    """
+
+    stain: str | None = None
+    scanner: str | None = None
+    severity: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.severity <= 1:
+            raise ValueError(f"severity must lie within 0 to 1, got {self.severity}.")
+        if self.stain is not None:
+            get_staining(self.stain)
+        if self.scanner is not None:
+            get_profile(self.scanner)
+
+    @property
+    def name(self) -> str:
+        """For keys and file names."""
+        return f"{self.stain or ORIGINAL}_{self.scanner or ORIGINAL}"
+
+    def apply(self, rgb: Rgb, source: Appearance, seed: int) -> Rgb:
+        """Change one image.
+
+        Args:
+            rgb: (height, width, 3).
+            source: how its slide is stained.
+            seed: of the scanner's noise.
+        """
+        if self.stain is not None:
+            rgb = swap_stain(rgb, source, get_staining(self.stain), self.severity)
+        if self.scanner is not None:
+            rgb = get_profile(self.scanner).apply(rgb, severity=self.severity, seed=seed)
+        return rgb
+
+
+def conditions(stains: Sequence[str], scanners: Sequence[str], severity: float) -> list[Condition]:
+    """Every combination of the stainings and scanners named; where none is named, what was is kept."""
+    return [Condition(stain, scanner, severity) for stain in stains or [None] for scanner in scanners or [None]]
+
+
+class SimulatedTiles:
+    """Tiles under several conditions, the original first: a tile source whose rows of one place are registered.
+
+    Args:
+        source: the tiles as they are.
+        conditions: what to simulate.
+        seed: of all noise.
+    """
+
+    def __init__(self, source: TileSource, conditions: Sequence[Condition], *, seed: int = 0) -> None:
+        self.source, self.conditions, self.seed = source, list(conditions), seed
+        base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
+        frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
+        self._index = pd.concat(frames, ignore_index=True)
+        self._appearance = {
+            slide: measure_appearance([source.read(int(row)) for row in _spread(rows, MEASURED_TILES)])
+            for slide, rows in base.groupby("slide_id").indices.items()
+        }
+        self._slides = base["slide_id"].to_list()
+
+    @property
+    def index(self) -> pd.DataFrame:
+        """The source's columns, with `stain` and `scanner` of each row."""
+        return self._index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, row: int) -> Rgb:
+        """The tile in `row`, simulated."""
+        number, place = divmod(row, len(self.source))
+        tile = self.source.read(place)
+        if number == 0:
+            return tile
+        return self.conditions[number - 1].apply(tile, self._appearance[self._slides[place]], _seed(self.seed, row))
+
+
+def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
+    named = {"stain": condition.stain, "scanner": condition.scanner}
+    kept = {name: base[name] if name in base and value is None else value or ORIGINAL for name, value in named.items()}
+    keys = base["key"] if condition == Condition() else base["key"] + f"-{condition.name}"
+    case = base["case"] if "case" in base else base["slide_id"]
+    return base.assign(key=keys, **kept, case=case)
+
+
+def _spread(rows: Sequence[int] | IntArray, count: int) -> list[int]:
+    """Up to `count` of `rows`, evenly spread."""
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
+    return [int(rows[number]) for number in picked]
+
+
+def _seed(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def simulate_tiles(
+    source: TileSource,
+    out_dir: str | Path,
+    wanted: Sequence[Condition],
+    spec: PackSpec | None = None,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> PackResult:
+    """Write the original tiles and every condition of them into one packed folder.
+
+    Args:
+        source: the tiles.
+        out_dir: the packed folder; resumable like `pack_tiles`.
+        wanted: conditions.
+        spec: how tiles are stored, by default as JPEG of quality 95, the original ones too.
+        seed: of all noise.
+        workers: threads.
+        overwrite: write anew.
+
+    Raises:
+        StoreError: `out_dir` was made with other settings, or the disk is full.
+    """
+    spec = spec or PackSpec(quality=95)
+    settings = {
+        **asdict(spec),
+        "conditions": [asdict(condition) for condition in wanted],
+        "seed": seed,
+        "manifest": source_identity(source.index),
+    }
+    simulated = SimulatedTiles(source, wanted, seed=seed)
+    return pack_source(simulated, out_dir, spec, settings, workers=workers, overwrite=overwrite)
+
+
+class SlideOutcome(NamedTuple):
+    """One row of what `simulate_slides` did."""
+
+    slide_id: str
+    path: str
+    case: str
+    stain: str
+    scanner: str
+    status: str
+    message: str
+
+
+def simulate_slides(
+    slides: Sequence[SlideSource],
+    out_dir: str | Path,
+    wanted: Sequence[Condition],
+    *,
+    seed: int = 0,
+    quality: int = 90,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Write every slide under every condition as a pyramidal TIFF that OpenSlide reads, and a list `slides.csv`.
+
+    Level 0 is that of the slide, and so are its microns per pixel. A slide that cannot be read is one failed row.
+
+    Args:
+        slides: slides.
+        out_dir: gets `SLIDE_STAIN_SCANNER.tif` and `slides.csv`; files that are there are kept.
+        wanted: conditions.
+        seed: of all noise.
+        quality: JPEG quality of the files.
+        overwrite: write anew.
+
+    Returns:
+        One row per slide and condition.
+
+    Raises:
+        StoreError: `out_dir` was made with other settings, or the disk is full.
+    """
+    out, outcomes = Path(out_dir), []
+    header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
+    _claim(out / "simulated.json", header, overwrite)
+    with Bars() as bars:
+        jobs = [(source, condition) for source in slides for condition in wanted]
+        for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
+            path = out / f"{source.slide_id}_{condition.name}.tif"
+            message = ""
+            if overwrite or not path.exists():
+                try:
+                    _simulate_slide(source, path, condition, seed, quality, bars)
+                except SlideError as error:
+                    message = str(error)
+                    bars.say(f"{source.slide_id}: {message}")
+            stain, scanner = condition.stain or ORIGINAL, condition.scanner or ORIGINAL
+            case = source.metadata.get("case", source.slide_id)
+            outcomes.append(
+                SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
+            )
+    _write_list(out / "slides.csv", [outcome for outcome in outcomes if outcome.status == "ok"])
+    return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
+
+
+def _claim(path: Path, header: Header, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        check_header(json.loads(path.read_text(encoding="utf-8")), header, path)
+    write_json(path, header)
+
+
+def _write_list(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
+    columns = ("slide_id", "path", "case", "stain", "scanner")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *(outcome[:5] for outcome in outcomes)])
+    write_text(path, text.getvalue())
+
+
+def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:
+    with Slide(source.path, mpp=source.mpp) as slide:
+        appearance = _slide_appearance(slide)
+        width, height = slide.dimensions
+        rows = range(0, height, BLOCK_PX)
+        strips = (_strip(slide, top, condition, appearance, seed) for top in rows)
+        strips = bars.track(strips, path.stem, len(rows), keep=False)
+        write_strips(path, strips, (width, height), slide.mpp, strip_px=BLOCK_PX, quality=quality)
+
+
+def _strip(slide: Slide, top: int, condition: Condition, appearance: Appearance, seed: int) -> Rgb:
+    """One full-width strip of level 0, block by block, each with a halo."""
+    width, height = slide.dimensions
+    bottom = min(top + BLOCK_PX, height)
+    blocks = []
+    for left in range(0, width, BLOCK_PX):
+        right = min(left + BLOCK_PX, width)
+        size = (right - left + 2 * HALO_PX, bottom - top + 2 * HALO_PX)
+        block = slide.read_area(left - HALO_PX, top - HALO_PX, 1.0, size)
+        changed = condition.apply(block, appearance, _seed(seed, top * width + left))
+        blocks.append(changed[HALO_PX : HALO_PX + bottom - top, HALO_PX : HALO_PX + right - left])
+    return np.concatenate(blocks, axis=1)
+
+
+def _slide_appearance(slide: Slide) -> Appearance:
+    """How a slide is stained; the reference's where it cannot be told."""
+    return measure_appearance(_tissue_tiles(slide, MEASURED_TILES))
+
+
+def _tissue_tiles(slide: Slide, count: int, tile_px: int = 256) -> list[Rgb]:
+    """The tiles of a slide with most tissue, at 1 um/px or, if it is coarser, at its own resolution."""
+    mpp = max(1.0, slide.mpp)
+    grid = tile_grid(slide.dimensions, slide.mpp, mpp=mpp, tile_px=tile_px, border="cover")
+    overview = slide.overview(mpp=8.0)
+    share = tissue_fraction(
+        find_tissue(overview, slide.mpp), grid.x, grid.y, mask_downsample=overview.downsample, tile_level0=grid.side
+    )
+    tiles = []
+    for number in np.argsort(-share, kind="stable")[:count]:
+        with contextlib.suppress(SlideError):  # a damaged place; the rest of the slide tells as much
+            tiles.append(slide.read_tile(int(grid.x[number]), int(grid.y[number]), mpp=mpp, tile_px=tile_px))
+    if not tiles:
+        raise SlideError(f"{slide.path}: none of its tissue can be read; copy it again from its source.")
+    return tiles
+
+
+def typical_tile(tiles: TileSource | Sequence[SlideSource]) -> Rgb:
+    """A tile to show presets on: of some forty, the one whose colours vary most.
+
+    Raises:
+        SlideError: no slide can be read.
+    """
+    if isinstance(tiles, Sequence):
+        with Slide(tiles[0].path, mpp=tiles[0].mpp) as slide:
+            shown = _tissue_tiles(slide, 40)
+    else:
+        shown = [tiles.read(row) for row in _spread(range(len(tiles)), 40)]
+    return max(shown, key=lambda tile: float(to_od(tile).std(axis=(0, 1)).sum()))
+
+
+def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatistics:
+    """Stain statistics of a cohort, from tiles spread over each slide.
+
+    Raises:
+        ValueError: fewer than two slides have tissue.
+    """
+    slides = tiles.index.groupby("slide_id").indices.values()
+    with Bars() as bars:
+        return fit_statistics(
+            [tiles.read(row) for row in _spread(rows, tiles_per_slide)]
+            for rows in bars.track(slides, "measuring slides", len(slides))
+        )

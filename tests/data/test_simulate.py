@@ -1,0 +1,109 @@
+"""Simulated conditions: registered with the original, the same for a whole slide, seamless, and resumable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pathokd.augment.stain_basis import measure_appearance
+from pathokd.augment.stainings import get_staining
+from pathokd.cli.main import main
+from pathokd.data.packed import PackedTiles
+from pathokd.data.simulate import ORIGINAL, Condition, SimulatedTiles, conditions, simulate_slides, simulate_tiles
+from pathokd.errors import StoreError
+from pathokd.evaluate.pairs import registered_pairs
+from pathokd.phantom import make_scene, render, write_pyramid
+from pathokd.slides.slide import Slide
+from pathokd.slides.sources import find_slides
+from pathokd.types import Rgb
+
+MEASURED = "histoqc-2"
+
+
+@pytest.fixture(scope="module")
+def scan() -> Rgb:
+    return render(make_scene(3, 420.0, margin_um=40.0, region_um=120.0), "HE", "S50")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory, scan: Rgb) -> Path:
+    return write_pyramid(tmp_path_factory.mktemp("slides") / "one.tif", scan, 0.5, quality=95)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory, slide: Path) -> Path:
+    out = tmp_path_factory.mktemp("tiles")
+    assert main(["tile", str(slide), "--out", str(out / "tiles"), "--tile-px", "128"]) == 0
+    assert main(["pack", str(out / "tiles"), "--out", str(out / "packed")]) == 0
+    return out / "packed"
+
+
+def test_tiles_keep_their_places(tiles: Path, tmp_path: Path) -> None:
+    wanted = [Condition("cmu-1"), Condition(MEASURED, severity=0.5)]
+    result = simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted)
+    packed = PackedTiles(tmp_path / "out")
+    n = len(PackedTiles(tiles))
+    assert result.tiles == len(packed) == 3 * n
+    assert packed.index["stain"].value_counts().to_dict() == {ORIGINAL: n, "cmu-1": n, MEASURED: n}
+    assert set(packed.index["scanner"]) == {ORIGINAL}
+    assert packed.index["key"].is_unique
+    pairs = registered_pairs(packed.index, vary="stain", hold="scanner")
+    assert len(pairs) == 3
+    assert all(len(pair.rows_first) == n for pair in pairs)
+    again = simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted)
+    assert again.tiles == result.tiles
+    with pytest.raises(StoreError, match="conditions"):
+        simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted[:1])
+
+
+def test_tiles_come_out_as_asked(tiles: Path) -> None:
+    source = PackedTiles(tiles)
+    simulated = SimulatedTiles(source, [Condition(MEASURED)])
+    target = get_staining(MEASURED)
+    changed = [simulated.read(len(source) + row) for row in range(len(source))]
+    found = measure_appearance(changed, target.vectors)
+    assert found.strength == pytest.approx(target.strength, rel=0.15)
+    assert np.array_equal(simulated.read(0), source.read(0))
+
+
+def test_severity_zero_is_the_original(tiles: Path) -> None:
+    source = PackedTiles(tiles)
+    simulated = SimulatedTiles(source, conditions(["cmu-1"], [], 0.0))
+    assert all(np.array_equal(simulated.read(len(source) + row), source.read(row)) for row in range(4))
+
+
+def test_a_slide_becomes_a_slide(slide: Path, scan: Rgb, tmp_path: Path) -> None:
+    wanted = [Condition("cmu-1")]
+    outcomes = simulate_slides(find_slides(slide), tmp_path, wanted, quality=95)
+    assert outcomes["status"].tolist() == ["ok"]
+    with Slide(tmp_path / "one_cmu-1_original.tif") as new, Slide(slide) as old:
+        assert new.dimensions == old.dimensions
+        assert new.mpp == pytest.approx(old.mpp)
+        assert len(new.level_downsamples) > 1
+        far = new.read_tile(300, 200, mpp=0.5, tile_px=256).astype(int) - old.read_tile(300, 200, mpp=0.5, tile_px=256)
+        assert np.abs(far).mean() > 2
+    listed = find_slides(tmp_path / "slides.csv")
+    assert listed[0].metadata == {"case": "one", "stain": "cmu-1", "scanner": ORIGINAL}
+    with pytest.raises(StoreError, match="seed"):
+        simulate_slides(find_slides(slide), tmp_path, wanted, quality=95, seed=1)
+
+
+def test_a_broken_slide_is_one_row(slide: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(slide.read_bytes()[:3000])
+    outcomes = simulate_slides(find_slides([broken, slide]), tmp_path / "out", [Condition("cmu-1")])
+    assert outcomes["status"].tolist() == ["failed", "ok"]
+    assert not list((tmp_path / "out").glob("*broken*"))
+
+
+def test_the_verb(tiles: Path, slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sheet"
+    assert main(["simulate", str(tiles), "--out", str(out)]) == 0
+    assert (out / "contact_sheet.png").stat().st_size > 50_000
+    assert not (out / "index.parquet").exists()
+    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "[cmu1]"]) == 1
+    assert "no staining 'cmu1': did you mean cmu-1" in capsys.readouterr().err
+    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "[cmu-1]", "--severity", "2"]) == 1
+    assert "severity must lie within 0 to 1" in capsys.readouterr().err
+    assert main(["stain-stats", str(tiles), "--out", str(tmp_path / "stats.yaml")]) == 1
+    assert "at least two slides" in capsys.readouterr().err
