@@ -12,8 +12,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
+from pathokd.augment.optics_math import gaussian_blur, sensor_noise, unsharp_mask
 from pathokd.augment.scanner import ScannerProfile
 from pathokd.augment.stain_math import affine_od, to_od
 from pathokd.types import Rgb
@@ -24,9 +25,10 @@ REGISTRATION_PX = 2.0
 """Blur before registered pixels are compared: forgives a shift of as much."""
 TYPICAL_GLASS = np.full(3, 0.06)
 """Density of glass where the tiles show none."""
-BAND = (0.04, 0.40)
-"""Cycles per pixel that sharpness is judged by: below lies content, above noise and compression."""
+BAND = (0.04, 0.5)
+"""Cycles per pixel that sharpness and noise are judged by; below lies content."""
 MAX_SHARPEN = 3.0
+MAX_READ = 8.0
 
 
 class ColourMap(NamedTuple):
@@ -71,11 +73,10 @@ def fit_scanner_profile(
         )
     colour = registered_colour(a, b) if registered else transported_colour(a, b)
     mapped = [affine_od(tile, *colour, keep_glass=False) for tile in a]
-    blur, sharpen = fit_sharpness(mapped, b)
-    profile = ScannerProfile(name, source, _rows(colour.matrix), _row(colour.offset), blur_px=blur, sharpen=sharpen)
-    excess = noise_level(b) ** 2 - noise_level([profile.apply(tile) for tile in a]) ** 2
-    read = round(math.sqrt(excess), 3) if excess > 0 else 0.0
-    return ScannerProfile(name, source, profile.od_matrix, profile.od_offset, blur_px=blur, sharpen=sharpen, read=read)
+    blur, sharpen, read = fit_detail(mapped, b, registered=registered)
+    return ScannerProfile(
+        name, source, _rows(colour.matrix), _row(colour.offset), blur_px=blur, sharpen=sharpen, read=read
+    )
 
 
 def _row(values: Floats) -> tuple[float, float, float]:
@@ -110,7 +111,7 @@ def registered_colour(source: Sequence[Rgb], target: Sequence[Rgb]) -> ColourMap
     x, y = (np.concatenate([_soft_od(tile) for tile in tiles]) for tiles in (source, target))
     design = np.column_stack([x, np.ones(len(x))])
     prior = np.vstack([np.eye(3), np.zeros(3)])
-    ridge = np.diag([1e-3, 1e-3, 1e-3, 1e-6]) * len(x)
+    ridge = np.diag([3e-4, 3e-4, 3e-4, 1e-6]) * len(x)
     weight = np.ones(len(x))
     solved = prior
     for _ in range(8):
@@ -165,7 +166,7 @@ def _is_tissue(od: Floats) -> npt.NDArray[np.bool_]:
 def _glass(od: Floats) -> Floats:
     """Median density of bright, nearly grey pixels; the typical one if fewer than half a per cent are."""
     bright = od[(od.mean(axis=1) < 0.13) & (np.ptp(od, axis=1) < 0.12)]
-    return np.median(bright, axis=0) if len(bright) > 0.005 * len(od) else TYPICAL_GLASS
+    return np.asarray(np.median(bright, axis=0) if len(bright) > 0.005 * len(od) else TYPICAL_GLASS)
 
 
 def radial_spectrum(tiles: Sequence[Rgb]) -> tuple[Floats, Floats]:
@@ -188,48 +189,66 @@ def radial_spectrum(tiles: Sequence[Rgb]) -> tuple[Floats, Floats]:
     return (edges[1:] + edges[:-1]) / 2, sums / np.maximum(counts, 1) + 1e-12
 
 
-def fit_sharpness(source: Sequence[Rgb], target: Sequence[Rgb]) -> tuple[float, float]:
-    """Blur or sharpening that brings the source's spectrum to the target's shape.
+def fit_detail(source: Sequence[Rgb], target: Sequence[Rgb], *, registered: bool = False) -> tuple[float, float, float]:
+    """Blur or sharpening, and noise, that bring the source's spectrum nearest to the target's.
+
+    Args:
+        source: tiles, their colours mapped.
+        target: tiles.
+        registered: both show the same tissue. Otherwise the sets must differ by more than their own tiles do among each
+            other: fat and lymphocytes have other spectra on one and the same scanner.
 
     Returns:
-        Standard deviation of a blur in pixels, and amount of an unsharp mask of 1 px; one of them is 0.
+        Standard deviation of a blur in pixels, amount of an unsharp mask of 1 px (one of the two is 0), and read noise.
     """
-    f, own = radial_spectrum(source)
-    _, wanted = radial_spectrum(target)
-    band = (f > BAND[0]) & (f < BAND[1])
-    log_ratio = np.log(wanted[band] / own[band])
+    source, target = _some(source), _some(target)
+    if not (registered or _differ(source, target)):
+        return 0.0, 0.0, 0.0
+    f, wanted = radial_spectrum(target)
+    band = f > BAND[0]
 
-    def error(log_gain: Floats) -> float:
-        rest = log_ratio - log_gain  # how much content there is, is another matter than its shape
-        return float(((rest - rest.mean()) ** 2).sum())
+    def distance(values: Floats) -> float:
+        sharp, read = float(np.clip(values[0], -4, MAX_SHARPEN)), float(np.clip(values[1], 0, MAX_READ))
+        rng = np.random.default_rng(0)
+        changed = [sensor_noise(_sharper(tile, sharp), 0.0, read, rng) for tile in source]
+        rest = np.log(radial_spectrum(changed)[1][band] / wanted[band])
+        return float(rest.std())
 
-    squared = -4 * math.pi**2 * f[band] ** 2
-    soft = 1 - np.exp(squared / 2)  # what an unsharp mask of 1 px amplifies
-    blur = minimize_scalar(lambda sigma: error(squared * sigma**2), bounds=(0, 4), method="bounded")
-    mask = minimize_scalar(lambda amount: error(2 * np.log1p(amount * soft)), bounds=(0, MAX_SHARPEN), method="bounded")
-    nothing = error(np.zeros_like(soft))
-    if min(blur.fun, mask.fun) > 0.9 * nothing:
-        return 0.0, 0.0
-    return (round(float(blur.x), 3), 0.0) if blur.fun < mask.fun else (0.0, round(float(mask.x), 3))
+    starts = [np.array(start) for start in ((0.0, 0.0), (-1.0, 0.5), (1.0, 0.5))]
+    start = min(starts, key=distance)
+    best = minimize(distance, start, method="Nelder-Mead", options={"initial_simplex": _simplex(start), "maxfev": 60})
+    if best.fun > 0.9 * distance(starts[0]):
+        return 0.0, 0.0, 0.0
+    sharp, read = float(np.clip(best.x[0], -4, MAX_SHARPEN)), float(np.clip(best.x[1], 0, MAX_READ))
+    return round(max(-sharp, 0.0), 3), round(max(sharp, 0.0), 3), round(read, 3)
 
 
-_IMMERKAER = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+def _simplex(start: Floats) -> Floats:
+    return start + np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.7]])
 
 
-def noise_level(tiles: Sequence[Rgb]) -> float:
-    """Standard deviation of fine-grained noise in 8-bit steps, from the flattest quarter of each tile.
+def _sharper(tile: Rgb, sharp: float) -> Rgb:
+    """Sharpened by `sharp`, or blurred by `-sharp` pixels."""
+    return unsharp_mask(tile, sharp) if sharp > 0 else gaussian_blur(tile, -sharp)
 
-    Reference:
-        Immerkaer 1996, "Fast noise variance estimation", CVIU 64.
-    """
-    levels = []
-    for tile in tiles:
-        values = tile[..., 1].astype(np.float32)  # green: least mixed by colour processing
-        response = np.abs(cv2.filter2D(values, -1, _IMMERKAER))[1:-1, 1:-1]
-        slope = cv2.blur(np.abs(cv2.Laplacian(cv2.GaussianBlur(values, (0, 0), 2.0), -1)), (9, 9))[1:-1, 1:-1]
-        flat = response[slope <= np.quantile(slope, 0.25)]
-        levels.append(math.sqrt(math.pi / 2) / 6 * float(flat.mean()))
-    return float(np.median(levels))
+
+def _some(tiles: Sequence[Rgb], count: int = 12, side: int = 256) -> list[Rgb]:
+    """Up to `count` tiles, evenly drawn, and of each at most its middle."""
+    picked = [tiles[i] for i in np.unique(np.linspace(0, len(tiles) - 1, min(count, len(tiles))).astype(int))]
+    corners = [((max(0, (t.shape[0] - side) // 2)), max(0, (t.shape[1] - side) // 2)) for t in picked]
+    return [np.ascontiguousarray(t[y : y + side, x : x + side]) for t, (y, x) in zip(picked, corners, strict=True)]
+
+
+def _differ(source: Sequence[Rgb], target: Sequence[Rgb]) -> bool:
+    """Whether the fall of the spectra differs between the sets by more than two standard errors over their tiles."""
+    falls = []
+    for tiles in (source, target):
+        spectra = [radial_spectrum([tile]) for tile in tiles]
+        falls.append(np.array([np.polyfit(f[f > BAND[0]], np.log(power[f > BAND[0]]), 1)[0] for f, power in spectra]))
+    if min(map(len, falls)) < 3:
+        return False
+    error = math.sqrt(sum(float(fall.var(ddof=1)) / len(fall) for fall in falls))
+    return bool(abs(falls[0].mean() - falls[1].mean()) > 2 * error)
 
 
 def colour_distance(a: Sequence[Rgb], b: Sequence[Rgb], *, registered: bool = False) -> float:
@@ -265,8 +284,11 @@ def _directions(count: int = 32) -> Floats:
 
 
 def spectrum_distance(a: Sequence[Rgb], b: Sequence[Rgb]) -> float:
-    """Root mean square difference of the logarithms (base 10) of two sets' radial power spectra."""
+    """Difference in shape of two sets' radial power spectra: standard deviation of the log10 of their ratio.
+
+    A common factor does not count, as contrast is a matter of colour.
+    """
     f, first = radial_spectrum(a)
     _, second = radial_spectrum(b)
-    band = f > 0.02
-    return float(np.sqrt(np.mean(np.log10(first[band] / second[band]) ** 2)))
+    band = f > BAND[0]
+    return float(np.log10(first[band] / second[band]).std())
