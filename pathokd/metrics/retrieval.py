@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pathokd.metrics.precision import full_precision, rounding_margin
 from pathokd.metrics.similarity import unit_rows
 
 CHUNK = 2048
@@ -38,6 +39,25 @@ class ConditionPair(NamedTuple):
     topk: float
     n: int
     """Tiles per condition; chance is k / (2n - 1), so always print n."""
+
+
+def hit_probability(nearer: Int[Tensor, "*n"], ties: Int[Tensor, "*n"], k: int) -> Float[Tensor, "*n"]:
+    """Probability that the partner is among the k nearest, ties broken at random: clip((k - g) / (t + 1), 0, 1).
+
+    Args:
+        nearer: g, how many tiles are strictly nearer than the partner.
+        ties: t, how many others are as near as the partner.
+        k: How many nearest tiles count as found.
+
+    Returns:
+        Probabilities in fp64.
+    """
+    return ((k - nearer).double() / (ties + 1)).clamp(0.0, 1.0)
+
+
+def chance(k: int, n: int) -> float:
+    """Top-k of an encoder that knows nothing, with n tiles per condition: k / (2n - 1)."""
+    return min(1.0, k / (2 * n - 1))
 
 
 def knn_overlap(
@@ -66,9 +86,10 @@ def knn_overlap(
         raise ValueError(f"k should be 1 to {n - 1} (n - 1, as a tile is not its own neighbour), got {k}.")
     u, v = unit_rows(a, "a"), unit_rows(b, "b")
     shared = torch.zeros((), dtype=torch.float64, device=a.device)
-    for start in range(0, n, chunk):
-        near_u, near_v = _neighbours(u, start, chunk, k), _neighbours(v, start, chunk, k)
-        shared += (near_u[:, :, None] == near_v[:, None, :]).sum()
+    with full_precision(a.device):
+        for start in range(0, n, chunk):
+            near_u, near_v = _neighbours(u, start, chunk, k), _neighbours(v, start, chunk, k)
+            shared += (near_u[:, :, None] == near_v[:, None, :]).sum()
     return shared / (n * k)
 
 
@@ -108,15 +129,15 @@ def paired_hits(a: Float[Tensor, "n dim"], b: Float[Tensor, "n dim"], k: int = 1
         raise ValueError(f"k should be at least 1, got {k}.")
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     u, v = unit_rows(a.to(wide), "a"), unit_rows(b.to(wide), "b")
-    a_to_b, tied_a = _one_way(u, v, k, chunk)
-    b_to_a, tied_b = _one_way(v, u, k, chunk)
+    with full_precision(a.device):
+        a_to_b, tied_a = _one_way(u, v, k, chunk)
+        b_to_a, tied_b = _one_way(v, u, k, chunk)
     return PairedHits(a_to_b, b_to_a, float(tied_a + tied_b) / (2 * a.shape[0]))
 
 
 def _one_way(own: Tensor, other: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """P(hit) of every row of `own` looking for its partner in `other`, and how many partners were tied."""
-    # Equal similarities come out of different kernels with different rounding, which grows with sqrt(dim).
-    margin = (4 + own.shape[1] ** 0.5) * torch.finfo(own.dtype).eps
+    margin = rounding_margin(own.shape[1], own.dtype)
     hits, tied = [], torch.zeros((), dtype=torch.int64, device=own.device)
     for start in range(0, own.shape[0], chunk):
         query = own[start : start + chunk]
@@ -129,7 +150,7 @@ def _one_way(own: Tensor, other: Tensor, k: int, chunk: int) -> tuple[Tensor, Te
         nearer = (cross > s + margin).sum(dim=1) + (within > s + margin).sum(dim=1)
         at_least = (cross >= s - margin).sum(dim=1) + (within >= s - margin).sum(dim=1)
         ties = at_least - nearer
-        hits.append(((k - nearer).double() / (ties + 1)).clamp(0.0, 1.0))
+        hits.append(hit_probability(nearer, ties, k))
         tied += (ties > 0).sum()
     return torch.cat(hits), tied
 

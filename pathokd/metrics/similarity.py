@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+ROWS = 4096
+"""Rows widened to fp64 at once, so that normalising a large array needs no second one twice its size."""
+
 
 def unit_rows(x: Float[Tensor, "n dim"], name: str = "features") -> Float[Tensor, "n dim"]:
     """Rows scaled to length one, so that a dot product is a cosine.
@@ -27,16 +30,21 @@ def unit_rows(x: Float[Tensor, "n dim"], name: str = "features") -> Float[Tensor
     """
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} should have shape (n, dim) with at least one row, got {tuple(x.shape)}.")
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    bad = ~(norm.isfinite() & (norm > 0)).squeeze(1)
+    if x.device.type == "mps":  # which has no fp64
+        return unit_rows(x.cpu(), name).to(x.device)
+    unit = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), ROWS):
+        rows, part = x[start : start + ROWS].double(), slice(start, start + ROWS)
+        norm[part] = torch.linalg.vector_norm(rows, dim=1)
+        unit[part] = rows / norm[part, None]
+    bad = ~(norm.isfinite() & (norm > 0))
     if bad.any():
-        rows = bad.nonzero().squeeze(1)
+        which = bad.nonzero().squeeze(1)
         raise ValueError(
-            f"{name} has {rows.numel()} of {x.shape[0]} rows that are zero or not finite (the first is row "
-            f"{int(rows[0])}); leave those tiles out or find out why the model gives no direction for them."
+            f"{name} has {which.numel()} of {len(x)} rows that are zero or not finite (the first is row "
+            f"{int(which[0])}); leave those tiles out or find out why the model gives no direction for them."
         )
-    unit: Tensor = (x.double() / norm).to(wide)
     return unit
 
 
