@@ -105,14 +105,27 @@ class PlainProgress(Callback):
 
 
 class FinalValidation(Callback):
-    """Validates after the last step, also where `max_steps` ends a run in mid-epoch, so that the end is compared."""
+    """Validates after the last step, so that the end is compared.
+
+    Also where `max_steps` ends a run in mid-epoch, or the last epoch is none that `check_val_every_n_epoch` names.
+    """
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See to the last epoch."""
+        if trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs:
+            self._validate_this_epoch(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask to stop once the steps are done; Lightning validates before it stops."""
         if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+            self._validate_this_epoch(trainer)
             trainer.should_stop = True
+
+    def _validate_this_epoch(self, trainer: L.Trainer) -> None:
+        if trainer.check_val_every_n_epoch is not None:
+            trainer.check_val_every_n_epoch = 1
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import Geometry
-from pathokd.distill.callbacks import FiniteGuard
+from pathokd.distill.callbacks import FinalValidation, FiniteGuard
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
@@ -232,3 +232,22 @@ def test_patches_of_two_crops_are_refused(teacher_folder: Path, packed: Path, tm
     )  # fmt: skip
     with pytest.raises(ValueError, match="patches of the crop 'global2' with those of 'clean'"):
         runner.fit(built, data)
+
+
+@pytest.mark.parametrize(
+    "length", [{"max_steps": 11, "max_epochs": -1}, {"max_epochs": 3}, {"max_epochs": 2}], ids=["steps", "odd", "even"]
+)
+def test_the_end_is_validated_whatever_the_interval(
+    length: dict[str, int], teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    class Ends(L.Callback):
+        steps: list[int] = []  # noqa: RUF012
+
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.steps.append(trainer.global_step)
+
+    Ends.steps = []
+    settings = {"check_val_every_n_epoch": 2, **length}
+    runner = fit(module(teacher_folder), packed, tmp_path, callbacks=[FinalValidation(), Ends()], **settings)
+    assert Ends.steps[-1] == runner.global_step
+    assert len(set(Ends.steps)) == len(Ends.steps)
