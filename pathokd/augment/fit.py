@@ -224,7 +224,7 @@ def fit_detail(source: Sequence[Rgb], target: Sequence[Rgb], *, registered: bool
 
 
 def _simplex(start: Floats) -> Floats:
-    return start + np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.7]])
+    return np.asarray(start + np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.7]]))
 
 
 def _sharper(tile: Rgb, sharp: float) -> Rgb:

@@ -5,6 +5,7 @@ import inspect
 import re
 import sys
 import typing
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -119,18 +120,21 @@ def _argument_help(function: Callable[..., Any], name: str) -> str:
 
 
 def _dashed(args: list[str], function: Callable[..., Any]) -> list[str]:
-    """`--tile-px 224 --overwrite` as jsonargparse takes it: `--tile_px 224 --overwrite=true`."""
-    flags = {name for name, kind in typing.get_type_hints(function).items() if kind is bool}
-    out = []
-    for number, arg in enumerate(args):
-        if arg.startswith("--") and len(arg) > 2:
-            option, equals, value = arg.partition("=")
+    """`--tile-px 2 --overwrite --stain a,b` as jsonargparse takes it: `--tile_px 2 --overwrite=true --stain=[a,b]`."""
+    kinds = typing.get_type_hints(function)
+    out: list[str] = []
+    rest = deque(args)
+    while rest:
+        option, equals, value = rest.popleft().partition("=")
+        if option.startswith("--") and len(option) > 2:
             option = option.replace("-", "_").replace("__", "--", 1)
-            following = args[number + 1 : number + 2]
-            if option[2:] in flags and not equals and following not in (["true"], ["false"]):
-                equals, value = "=", "true"
-            arg = option + equals + value
-        out.append(arg)
+            kind = kinds.get(option[2:])
+            if kind is bool and not equals:
+                equals, value = "=", rest.popleft() if rest and rest[0] in ("true", "false") else "true"
+            elif kind == list[str]:
+                value = value if equals or not rest else rest.popleft()
+                equals, value = "=", value if value.startswith("[") else f"[{value}]"
+        out.append(option + equals + value)
     return out
 
 

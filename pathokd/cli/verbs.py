@@ -148,8 +148,8 @@ def simulate(
         sources: A packed folder, a folder of `pathokd tile`, or slides (folders, globs, files, CSV lists).
         out: Gets contact_sheet.png; for tiles a packed folder of the original and every condition, registered with each
             other; for slides a pyramidal TIFF of each, and slides.csv.
-        stain: Names of stainings, as [cmu-1,h-long-e-short]; every one is combined with every scanner.
-        scanner: Names of scanner profiles, as [soft-warm].
+        stain: Names of stainings, as cmu-1,h-long-e-short; every one is combined with every scanner.
+        scanner: Names of scanner profiles, as soft-warm,pale.
         severity: How far to go, 0 (nothing) to 1.
         mpp_level0: Microns per level-0 pixel for slides that do not say.
         quality: JPEG quality of what is written; by default 95 for tiles, 90 for slides.
@@ -220,8 +220,8 @@ def phantom(
     Args:
         out: Folder for slides, class maps and slides.csv.
         cases: Number of tissues.
-        stainings: Names of stainings, as [HE,violet].
-        scanners: Names of scanners, as [S50,S45].
+        stainings: Names of stainings, as HE,violet.
+        scanners: Names of scanners, as S50,S45.
         size_um: Side of a slide in microns.
         quality: JPEG quality; by default the scanner's.
         seed: Decides everything.

@@ -7,6 +7,7 @@ of them are changed alike.
 import contextlib
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,8 @@ class Condition:
 
 def conditions(stains: Sequence[str], scanners: Sequence[str], severity: float) -> list[Condition]:
     """Every combination of the stainings and scanners named; where none is named, what was is kept."""
-    return [Condition(stain, scanner, severity) for stain in stains or [None] for scanner in scanners or [None]]
+    both = itertools.product(stains or (None,), scanners or (None,))
+    return [Condition(stain, scanner, severity) for stain, scanner in both]
 
 
 class SimulatedTiles:
@@ -106,8 +108,8 @@ class SimulatedTiles:
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._appearance = {
-            slide: measure_appearance([source.read(int(row)) for row in _spread(rows, MEASURED_TILES)])
-            for slide, rows in base.groupby("slide_id").indices.items()
+            slide: measure_appearance([source.read(row) for row in _spread(rows, MEASURED_TILES)])
+            for slide, rows in _rows_by_slide(base)
         }
         self._slides = base["slide_id"].to_list()
 
@@ -126,6 +128,10 @@ class SimulatedTiles:
         if number == 0:
             return tile
         return self.conditions[number - 1].apply(tile, self._appearance[self._slides[place]], _seed(self.seed, row))
+
+
+def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
+    return [(str(slide), np.asarray(rows)) for slide, rows in frame.groupby("slide_id").indices.items()]
 
 
 def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
@@ -262,8 +268,8 @@ def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed:
         width, height = slide.dimensions
         rows = range(0, height, BLOCK_PX)
         strips = (_strip(slide, top, condition, appearance, seed) for top in rows)
-        strips = bars.track(strips, path.stem, len(rows), keep=False)
-        write_strips(path, strips, (width, height), slide.mpp, strip_px=BLOCK_PX, quality=quality)
+        shown = bars.track(strips, path.stem, len(rows), keep=False)
+        write_strips(path, shown, (width, height), slide.mpp, strip_px=BLOCK_PX, quality=quality)
 
 
 def _strip(slide: Slide, top: int, condition: Condition, appearance: Appearance, seed: int) -> Rgb:
@@ -322,9 +328,9 @@ def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatist
     Raises:
         ValueError: fewer than two slides have tissue.
     """
-    slides = tiles.index.groupby("slide_id").indices.values()
+    slides = _rows_by_slide(tiles.index)
     with Bars() as bars:
         return fit_statistics(
             [tiles.read(row) for row in _spread(rows, tiles_per_slide)]
-            for rows in bars.track(slides, "measuring slides", len(slides))
+            for _, rows in bars.track(slides, "measuring slides", len(slides))
         )

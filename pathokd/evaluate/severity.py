@@ -5,13 +5,14 @@ severity a factor leaves the tissue class in the picture (the harm check of augm
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 
-from pathokd.augment import FACTORS, PROFILES, StudentView
+from pathokd.augment import FACTORS, PROFILES, ScannerProfile, StudentView
 from pathokd.embed import Embedder
 from pathokd.embed.reading import read_batches
 from pathokd.evaluate.bootstrap import balanced_accuracy_interval
@@ -28,10 +29,13 @@ Change = Callable[[Rgb, float, int], Rgb]
 def known_changes() -> dict[str, Change]:
     """Every scanner factor, every scanner profile, and the student's view as a whole."""
     changes: dict[str, Change] = {name: factor.apply for name, factor in FACTORS.items()}
-    for name, profile in PROFILES.items():
-        changes[name] = lambda rgb, s, seed, profile=profile: profile.apply(rgb, severity=s, seed=seed)
+    changes |= {name: partial(_scanned, profile) for name, profile in PROFILES.items()}
     changes["student view"] = _student_view
     return changes
+
+
+def _scanned(profile: ScannerProfile, rgb: Rgb, severity: float, seed: int) -> Rgb:
+    return profile.apply(rgb, severity=severity, seed=seed)
 
 
 def _student_view(rgb: Rgb, severity: float, seed: int) -> Rgb:

@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from pathokd.augment.factors import FACTORS
-from pathokd.augment.scanner import PROFILES
+from pathokd.augment.factors import FACTORS, Factor
+from pathokd.augment.scanner import PROFILES, ScannerProfile
 from pathokd.augment.stain import swap_stain
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stainings import STAININGS
@@ -26,15 +27,19 @@ def preset_rows(tile: Rgb, seed: int = 0) -> dict[str, dict[str, Graded]]:
     source = measure_appearance(tile)
     return {
         "stainings": {
-            name: lambda s, target=staining.appearance: swap_stain(tile, source, target, s)
-            for name, staining in STAININGS.items()
+            name: partial(swap_stain, tile, source, staining.appearance) for name, staining in STAININGS.items()
         },
-        "scanners": {
-            name: lambda s, profile=profile: profile.apply(tile, severity=s, seed=seed)
-            for name, profile in PROFILES.items()
-        },
-        "factors": {name: lambda s, factor=factor: factor.apply(tile, s, seed) for name, factor in FACTORS.items()},
+        "scanners": {name: partial(_scanned, profile, tile, seed) for name, profile in PROFILES.items()},
+        "factors": {name: partial(_factored, factor, tile, seed) for name, factor in FACTORS.items()},
     }
+
+
+def _scanned(profile: ScannerProfile, tile: Rgb, seed: int, severity: float) -> Rgb:
+    return profile.apply(tile, severity=severity, seed=seed)
+
+
+def _factored(factor: Factor, tile: Rgb, seed: int, severity: float) -> Rgb:
+    return factor.apply(tile, severity, seed)
 
 
 def write_contact_sheet(path: str | Path, tile: Rgb, *, seed: int = 0) -> None:
@@ -55,7 +60,7 @@ def contact_sheet(sections: Mapping[str, Mapping[str, Graded]]) -> Figure:
     """The figure: sections side by side, a preset a row, a severity a column."""
     rows = max(len(section) for section in sections.values())
     side = 1.05
-    figure = Figure(figsize=(side * (len(SEVERITIES) + 1.6) * len(sections), side * (rows + 0.5)), layout="none")
+    figure = Figure(figsize=(side * (len(SEVERITIES) + 1.6) * len(sections), side * (rows + 0.5)))
     for number, (title, section) in enumerate(sections.items()):
         left = number / len(sections)
         width = 1 / len(sections)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pathokd.cli.main import main
+from pathokd.cli.main import _dashed, main
 from pathokd.phantom import write_pyramid
 from pathokd.types import Rgb
 
@@ -137,3 +137,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert "Traceback" not in text
     assert not list(tiny_disk.rglob("*.part"))
     assert not (tiny_disk / "packed/index.parquet").exists()
+
+
+def test_words_as_a_shell_gives_them() -> None:
+    def verb(sources: list[str], *, tile_px: int = 1, stain: list[str] = [], overwrite: bool = False) -> None:  # noqa: B006
+        del sources, tile_px, stain, overwrite
+
+    given = ["--tile-px", "224", "a-b.svs", "--overwrite", "--stain", "a,b-c"]
+    assert _dashed(given, verb) == ["--tile_px", "224", "a-b.svs", "--overwrite=true", "--stain=[a,b-c]"]
+    assert _dashed(["--overwrite", "false", "--stain=[a]", "--tile-px=3"], verb) == [
+        "--overwrite=false",
+        "--stain=[a]",
+        "--tile_px=3",
+    ]
+    assert _dashed(["--overwrite", "--stain"], verb) == ["--overwrite=true", "--stain=[]"]

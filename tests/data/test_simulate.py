@@ -101,9 +101,9 @@ def test_the_verb(tiles: Path, slide: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["simulate", str(tiles), "--out", str(out)]) == 0
     assert (out / "contact_sheet.png").stat().st_size > 50_000
     assert not (out / "index.parquet").exists()
-    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "[cmu1]"]) == 1
+    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "cmu1"]) == 1
     assert "no staining 'cmu1': did you mean cmu-1" in capsys.readouterr().err
-    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "[cmu-1]", "--severity", "2"]) == 1
+    assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "cmu-1,os-1", "--severity", "2"]) == 1
     assert "severity must lie within 0 to 1" in capsys.readouterr().err
     assert main(["stain-stats", str(tiles), "--out", str(tmp_path / "stats.yaml")]) == 1
     assert "at least two slides" in capsys.readouterr().err
