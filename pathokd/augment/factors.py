@@ -60,22 +60,28 @@ def _illuminant(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
 def _white_balance(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
     lean = rng.standard_normal(3)
     lean -= lean.mean()  # brightness is another matter
-    return optics.white_balance(rgb, np.exp(0.2 * s * lean / np.linalg.norm(lean)))
+    return optics.white_balance(rgb, np.exp(0.15 * s * lean / np.linalg.norm(lean)))
 
 
 def _colour_matrix(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
     angle = rng.uniform(0, 2 * np.pi)
-    hue, saturation = 14.0 * s * np.cos(angle), np.exp(0.4 * s * np.sin(angle))
+    hue, saturation = 10.0 * s * np.cos(angle), np.exp(0.3 * s * np.sin(angle))
     return optics.colour_matrix(rgb, optics.hue_saturation(hue, float(saturation)))
 
 
 def _noise(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
-    return optics.sensor_noise(rgb, 8.0 * s, 0.0, rng)
+    return optics.sensor_noise(rgb, 5.0 * s, 0.0, rng)
 
 
 def _chromatic(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
     angle = rng.uniform(0, 2 * np.pi)
     return optics.chromatic_shift(rgb, 0.8 * s * np.cos(angle), 0.8 * s * np.sin(angle))
+
+
+def _jpeg(rgb: Rgb, s: float, rng: np.random.Generator) -> Rgb:
+    # A tile's corner is not the slide's: the grid of blocks lies anywhere under it.
+    left, top = rng.integers(0, 16, 2)
+    return optics.jpeg(rgb, optics.jpeg_quality_at(30, s), (int(left), int(top)))
 
 
 FACTORS: dict[str, Factor] = {
@@ -84,7 +90,7 @@ FACTORS: dict[str, Factor] = {
         # In physical order: light, optics, sensor, colour processing, compression.
         Factor("illuminant", "60 mired warmer or colder, white balanced by three quarters", _illuminant),
         Factor(
-            "white balance", "gains of linear light off by 20 % along a direction that keeps their mean", _white_balance
+            "white balance", "gains of linear light off by 15 % along a direction that keeps their mean", _white_balance
         ),
         Factor("psf blur", "Gaussian of 1.4 px", lambda x, s, _: optics.gaussian_blur(x, 1.4 * s)),
         Factor("defocus", "disc of confusion of radius 2 px", lambda x, s, _: optics.defocus(x, 2.0 * s)),
@@ -92,14 +98,14 @@ FACTORS: dict[str, Factor] = {
         Factor(
             "resampling", "5 % larger or smaller pixels", lambda x, s, r: optics.resample(x, 1 + 0.05 * s * _sign(r))
         ),
-        Factor("shot noise", "8 steps of 255 at full light", _noise),
-        Factor("read noise", "4 steps of 255 everywhere", lambda x, s, r: optics.sensor_noise(x, 0.0, 4.0 * s, r)),
-        Factor("colour matrix", "14 degrees of hue, or 49 % more or 33 % less saturation", _colour_matrix),
+        Factor("shot noise", "5 steps of 255 at full light", _noise),
+        Factor("read noise", "3 steps of 255 everywhere", lambda x, s, r: optics.sensor_noise(x, 0.0, 3.0 * s, r)),
+        Factor("colour matrix", "10 degrees of hue, or 35 % more or 26 % less saturation", _colour_matrix),
         Factor("gamma", "exponent 1.28 or 0.78", lambda x, s, r: optics.gamma(x, float(np.exp(0.25 * s * _sign(r))))),
         Factor("tone curve", "contrast 0.6 more or less", lambda x, s, r: optics.tone_curve(x, 0.6 * s * _sign(r))),
         Factor("sharpening", "unsharp mask of 1 px by 1.6", lambda x, s, _: optics.unsharp_mask(x, 1.6 * s)),
-        Factor("jpeg", "quality 30", lambda x, s, _: optics.jpeg(x, optics.jpeg_quality_at(30, s))),
-        Factor("jpeg 2000", "root mean square error of 8 steps", lambda x, s, _: optics.jpeg2000(x, 8.0 * s)),
+        Factor("jpeg", "quality 30, blocks beginning anywhere", _jpeg),
+        Factor("jpeg 2000", "root mean square error of 5 steps", lambda x, s, _: optics.jpeg2000(x, 5.0 * s)),
     )
 }
 """Every factor by name."""

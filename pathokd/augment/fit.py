@@ -25,6 +25,10 @@ REGISTRATION_PX = 2.0
 """Blur before registered pixels are compared: forgives a shift of as much."""
 TYPICAL_GLASS = np.full(3, 0.06)
 """Density of glass where the tiles show none."""
+DARKEST_GLASS = 0.2
+"""Mean density up to which the brightest pixels may be glass."""
+TISSUE_ABOVE_GLASS = 0.09
+"""Mean density above glass from which a pixel is tissue."""
 BAND = (0.04, 0.5)
 """Cycles per pixel that sharpness and noise are judged by; below lies content."""
 MAX_SHARPEN = 3.0
@@ -138,7 +142,7 @@ def transported_colour(source: Sequence[Rgb], target: Sequence[Rgb]) -> ColourMa
     glass = [_glass(od) for od in sides]
     moments = []
     for od, zero in zip(sides, glass, strict=True):
-        tissue = od[_is_tissue(od)]
+        tissue = od[od.mean(axis=1) > zero.mean() + TISSUE_ABOVE_GLASS]
         if len(tissue) < 0.02 * len(od) or len(tissue) < 50:
             return ColourMap(np.eye(3), np.zeros(3))  # too little to tell by
         centred = tissue - zero
@@ -159,14 +163,17 @@ def _power(matrix: Floats, exponent: float) -> Floats:
     return np.asarray((vectors * np.maximum(values, 1e-12) ** exponent) @ vectors.T)
 
 
-def _is_tissue(od: Floats) -> npt.NDArray[np.bool_]:
-    return np.asarray(od.mean(axis=1) > 0.15)
-
-
 def _glass(od: Floats) -> Floats:
-    """Median density of bright, nearly grey pixels; the typical one if fewer than half a per cent are."""
-    bright = od[(od.mean(axis=1) < 0.13) & (np.ptp(od, axis=1) < 0.12)]
-    return np.asarray(np.median(bright, axis=0) if len(bright) > 0.005 * len(od) else TYPICAL_GLASS)
+    """Median density of the brightest, nearly grey pixels; the typical one where hardly any are.
+
+    Bright is relative to the tiles' own brightest, as scanners show clean glass anywhere from 0.02 to 0.16.
+    """
+    mean = od.mean(axis=1)
+    brightest = float(np.quantile(mean, 0.02))
+    if brightest > DARKEST_GLASS:
+        return TYPICAL_GLASS
+    glass = od[(mean < brightest + 0.06) & (np.ptp(od, axis=1) < 0.12)]
+    return np.asarray(np.median(glass, axis=0) if len(glass) > 0.005 * len(od) else TYPICAL_GLASS)
 
 
 def radial_spectrum(tiles: Sequence[Rgb]) -> tuple[Floats, Floats]:

@@ -20,9 +20,9 @@ Vectors = npt.NDArray[np.float64]
 """Unit stain vectors as rows, shape (3, 3): haematoxylin, eosin, and a third that spans what the two leave."""
 
 _TABLE = (-np.log((np.arange(256) + 1) / 256)).astype(np.float32)
-GLASS_OD = (0.12, 0.30)
-"""Mean OD up to which a pixel is glass, and from which it is fully tissue. Clean glass of real scanners is 0.04 to
-0.11."""
+GLASS_OD = (0.16, 0.32)
+"""Mean OD up to which a pixel is glass, and from which it is fully tissue. Clean glass of real scanners is 0.02 to
+0.16."""
 
 
 def to_od(rgb: Rgb) -> Od:

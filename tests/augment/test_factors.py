@@ -43,7 +43,7 @@ def test_a_seed_is_one_direction_and_the_input_stays(name: str, tissue: Rgb) -> 
     factor = FACTORS[name]
     assert np.array_equal(factor.apply(tissue, 0.7, 5), factor.apply(tissue, 0.7, 5))
     assert np.array_equal(tissue, before)
-    directed = {"psf blur", "defocus", "sharpening", "jpeg", "jpeg 2000"}
+    directed = {"psf blur", "defocus", "sharpening", "jpeg 2000"}
     others = {factor.apply(tissue, 0.7, seed).tobytes() for seed in range(8)}
     assert len(others) == 1 if name in directed else len(others) > 1
 
