@@ -1,8 +1,9 @@
 """Does a fitted profile bring one real scanner nearer to another, on regions it was not fitted on?
 
-OS-2: the same 500 um field on a Hamamatsu and an Olympus, cut into places of 64 um; every other place is left out of
-the fit. CAMELYON17: five tiles of each of five centres, unregistered; fitted on two quarters of each, tested on the
-other two. Distances before and after, on what was left out. CIELAB units and log10 of power.
+OS-2: the same 500 um field on a Hamamatsu and an Olympus, cut into places of 64 um; fitted on the left three columns,
+tested on the right three, the middle one left out. CAMELYON17: five tiles of each of five centres, unregistered, whole
+tiles left out: fitted on three, tested on two, and the other way round; the mean of both splits is shown. What is left
+out then holds other tissue than what was fitted on, which counts as distance too. CIELAB units and log10 of power.
 """
 
 import itertools
@@ -33,15 +34,18 @@ def os2_places(data: Path) -> dict[str, list[Rgb]]:
     return places
 
 
-def centres(data: Path) -> dict[str, tuple[list[Rgb], list[Rgb]]]:
-    """Quarters of each centre's tiles, 256 px: two of each tile to fit on, and the two across from them to test on."""
-    found: dict[str, tuple[list[Rgb], list[Rgb]]] = {}
+def centres(data: Path) -> dict[str, list[list[Rgb]]]:
+    """Each centre's tiles, each as four quarters of 256 px."""
+    found: dict[str, list[list[Rgb]]] = {}
     for path in sorted((data / "multi_scanner/camelyon17_5centres").glob("*.png")):
         image = read_image(path)
-        fit, test = found.setdefault(path.name.split("_")[0], ([], []))
-        for y, x in itertools.product((0, 256), (0, 256)):
-            (fit if x == y else test).append(image[y : y + 256, x : x + 256])
+        quarters = [image[y : y + 256, x : x + 256] for y, x in itertools.product((0, 256), (0, 256))]
+        found.setdefault(path.name.split("_")[0], []).append(quarters)
     return found
+
+
+def flat(tiles: list[list[Rgb]]) -> list[Rgb]:
+    return list(itertools.chain.from_iterable(tiles))
 
 
 def measured(source: list[Rgb], target: list[Rgb], test: list[Rgb], truth: list[Rgb], registered: bool) -> list[float]:
@@ -58,26 +62,29 @@ def measured(source: list[Rgb], target: list[Rgb], test: list[Rgb], truth: list[
 
 def test_profiles_bring_scanners_nearer(real_data: Path, publish: Any, markdown: Any) -> None:
     places, tiles = os2_places(real_data), centres(real_data)
+    left = [number for number in range(49) if number % 7 < 3]
+    right = [number for number in range(49) if number % 7 > 3]
     found: dict[str, list[float]] = {}
     for one, other in itertools.permutations(places, 2):
-        fit, test = slice(0, None, 2), slice(1, None, 2)
-        found[f"OS-2, {one} to {other}"] = measured(
-            places[one][fit], places[other][fit], places[one][test], places[other][test], registered=True
-        )
+        parts = [[places[name][i] for i in side] for side in (left, right) for name in (one, other)]
+        found[f"OS-2, {one} to {other}"] = measured(*parts, registered=True)
     for one, other in itertools.permutations(tiles, 2):
-        found[f"CAMELYON17, {one} to {other}"] = measured(
-            tiles[one][0], tiles[other][0], tiles[one][1], tiles[other][1], registered=False
-        )
+        a, b = tiles[one], tiles[other]
+        splits = [
+            measured(flat(a[:3]), flat(b[:3]), flat(a[3:]), flat(b[3:]), registered=False),
+            measured(flat(a[2:]), flat(b[2:]), flat(a[:2]), flat(b[:2]), registered=False),
+        ]
+        found[f"CAMELYON17, {one} to {other}"] = [float(value) for value in np.mean(splits, axis=0)]
+    whole = np.array([values for name, values in found.items() if name.startswith("CAMELYON17")])
+    found["CAMELYON17, mean of 20 pairs"] = [float(value) for value in whole.mean(axis=0)]
     header = ["from, to", "colour before", "after", "factor", "spectrum before", "after", "factor"]
     rows = [
         [name, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}", f"{c:.2f}", f"{d:.2f}", f"{d / c:.2f}"]
         for name, (a, b, c, d) in found.items()
     ]
     publish("scanner_fit", {"distances": found}, f"Scanner profiles on regions left out\n\n{markdown(header, rows)}")
-    factors = {name: (b / a, d / c) for name, (a, b, c, d) in found.items()}
-    pairs = [factor for name, factor in factors.items() if name.startswith("OS-2")]
-    others = np.array([factor for name, factor in factors.items() if name.startswith("CAMELYON17")])
-    assert all(colour < 0.6 for colour, _ in pairs)
-    assert all(others[:, 0] < 0.9)
-    assert np.median(others[:, 0]) < 0.5
-    assert np.median(np.concatenate([others[:, 1], [spectrum for _, spectrum in pairs]])) < 0.7
+    pairs = np.array([values for name, values in found.items() if name.startswith("OS-2")])
+    assert (pairs[:, 1] < 0.6 * pairs[:, 0]).all()
+    assert (pairs[:, 3] < 0.8 * pairs[:, 2]).all()
+    assert whole[:, 1].mean() < 0.75 * whole[:, 0].mean()
+    assert whole[:, 3].mean() < 1.1 * whole[:, 2].mean()
