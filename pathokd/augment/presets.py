@@ -13,7 +13,7 @@ from pathokd.augment.factors import ScannerJitter
 from pathokd.augment.stain import StainJitter, StainSwap
 from pathokd.types import Rgb
 
-SWAP_PROBABILITY = 0.25
+SWAP_PROBABILITY = 0.4
 """Share of views that get another laboratory's dyes on top of other amounts of their own."""
 
 
@@ -28,7 +28,7 @@ class StudentView(A.ImageOnlyTransform):
         p: probability.
     """
 
-    def __init__(self, strength: float = 0.6, p: float = 1.0) -> None:
+    def __init__(self, strength: float = 1.0, p: float = 1.0) -> None:
         super().__init__(p=p)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must lie within 0 to 1, got {strength}.")
@@ -54,7 +54,7 @@ class StudentView(A.ImageOnlyTransform):
         return np.asarray(self._steps(image=img)["image"], np.uint8)
 
 
-def distillation_views(strength: float = 0.6) -> dict[str, list[A.BasicTransform]]:
+def distillation_views(strength: float = 1.0) -> dict[str, list[A.BasicTransform]]:
     """Transforms of the view `student`, for `TileDataModule(photometric=...)`; the view `clean` is always there.
 
     Args:
