@@ -312,14 +312,24 @@ def typical_tile(tiles: TileSource | Sequence[SlideSource]) -> Rgb:
     """A tile to show presets on: of some forty, the one whose colours vary most.
 
     Raises:
-        SlideError: no slide can be read.
+        SlideError: no slide can be read; the first one's trouble.
     """
-    if isinstance(tiles, Sequence):
-        with Slide(tiles[0].path, mpp=tiles[0].mpp) as slide:
-            shown = _tissue_tiles(slide, 40)
-    else:
-        shown = [tiles.read(row) for row in _spread(range(len(tiles)), 40)]
+    shown = (
+        _shown(tiles) if isinstance(tiles, Sequence) else [tiles.read(row) for row in _spread(range(len(tiles)), 40)]
+    )
     return max(shown, key=lambda tile: float(to_od(tile).std(axis=(0, 1)).sum()))
+
+
+def _shown(slides: Sequence[SlideSource]) -> list[Rgb]:
+    """Tiles of the first slide that can be read."""
+    trouble: SlideError | None = None
+    for source in slides:
+        try:
+            with Slide(source.path, mpp=source.mpp) as slide:
+                return _tissue_tiles(slide, 40)
+        except SlideError as error:
+            trouble = trouble or error
+    raise trouble or SlideError("There is no slide to show presets on.")
 
 
 def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatistics:

@@ -98,6 +98,12 @@ def test_a_broken_slide_is_one_row(slide: Path, tmp_path: Path) -> None:
 
 def test_the_verb(tiles: Path, slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet"
+    broken = tmp_path / "a.tif"
+    broken.write_bytes(slide.read_bytes()[:3000])
+    mixed = ["simulate", str(broken), str(slide), "--out", str(tmp_path / "mixed"), "--scanner", "pale"]
+    assert main(mixed) == 1
+    assert "a_original_pale: " in capsys.readouterr().out
+    assert main([*mixed, "--skip-errors"]) == 0
     assert main(["simulate", str(tiles), "--out", str(out)]) == 0
     assert (out / "contact_sheet.png").stat().st_size > 50_000
     assert not (out / "index.parquet").exists()
