@@ -2,6 +2,7 @@
 
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.run import PackedEmbeddings, embed_packed, embed_slides
+from pathokd.embed.slide import EmbeddedSlide
 from pathokd.embed.store import (
     SlideEmbeddings,
     StoredDtype,
@@ -12,6 +13,7 @@ from pathokd.embed.store import (
 )
 
 __all__ = [
+    "EmbeddedSlide",
     "Embedder",
     "PackedEmbeddings",
     "Precision",

@@ -1,19 +1,35 @@
 """Images in, vectors out: a model with its readout, precision and device settled once."""
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
+from pathokd.augment.images import read_image
+from pathokd.embed.facts import ModelFacts, embedding_header, geometry_attrs, mismatches, model_attrs
+from pathokd.embed.slide import EmbeddedSlide
+from pathokd.embed.tiles import Reading, embed_tiles
+from pathokd.errors import SlideError
 from pathokd.models import READOUTS, Encoder, Features, Readout, load_encoder, readout_dim
 from pathokd.models import readout as read_out
-from pathokd.types import Rgb
+from pathokd.progress import Bars
+from pathokd.slides.manifest import TileSpec
+from pathokd.slides.slide import Slide
+from pathokd.slides.sources import SlideSource
+from pathokd.slides.tile import cut_slide
+from pathokd.types import Mpp, Rgb
 
+Images: TypeAlias = npt.NDArray[np.uint8] | Tensor | Sequence["Rgb | Image.Image | Tensor | str | Path"]
+"""uint8 RGB: an array (n, height, width, 3), a tensor (n, 3, height, width), or a sequence of images, each an array
+(height, width, 3), a PIL image, a tensor (3, height, width) or the path of a picture."""
 Precision = Literal["auto", "fp32", "bf16"]
 """`auto` is bf16 on CUDA and fp32 elsewhere: few CPUs gain from bf16 and most lose."""
 
@@ -68,21 +84,98 @@ class Embedder:
         """Hash of the weights, computed once: seconds for the largest models."""
         return self.encoder.weights_sha256
 
-    def __call__(self, images: npt.NDArray[np.uint8] | Sequence[Rgb]) -> npt.NDArray[np.float32]:
+    @property
+    def facts(self) -> ModelFacts:
+        """What files say of this model."""
+        return ModelFacts(self.encoder.card, self.weights_sha256, self.readout, self.precision)
+
+    def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Embed images.
 
         Args:
-            images: uint8 RGB of shape (n, height, width, 3), or a sequence of (height, width, 3) whose
-            sizes may differ.
+            images: See `Images`; sizes may differ within a sequence.
 
         Returns:
             Float32 vectors in the order given, shape (n, dim).
 
         Raises:
             ValueError: An image is not uint8 RGB.
+            StoreError: A path leads to no picture.
         """
         vectors = [read_out(self.features(batch), self.readout).cpu().numpy() for batch in self._batches(images)]
         return np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
+
+    def tokens(self, images: Images) -> npt.NDArray[np.float32]:
+        """Patch tokens of images of one size, as grids.
+
+        Args:
+            images: See `Images`.
+
+        Returns:
+            Float32, shape (n, rows, columns, width of a token); row by row as the patches lie in the image.
+
+        Raises:
+            ValueError: No image, images of several sizes, or one that is not uint8 RGB.
+        """
+        batches = [self.features(batch) for batch in self._batches(images)]
+        if len({features.grid for features in batches}) != 1:
+            raise ValueError("tokens() takes at least one image, and images of one size: call it once per size.")
+        rows, columns = batches[0].grid
+        patches = torch.cat([features.patches for features in batches]).cpu().numpy()
+        return np.asarray(patches.reshape(len(patches), rows, columns, -1), np.float32)
+
+    def slide(
+        self,
+        path: str | Path,
+        *,
+        mpp: Mpp | None = None,
+        tile_px: int | None = None,
+        stride_px: int | None = None,
+        min_tissue: float = 0.25,
+        mpp_level0: Mpp | None = None,
+        workers: int = 2,
+    ) -> EmbeddedSlide:
+        """Find the tissue of a slide and embed its tiles, in memory.
+
+        Args:
+            path: The slide.
+            mpp: Microns per pixel of a tile; by default the card's, else 0.5.
+            tile_px: Side of a tile; by default the card's input.
+            stride_px: Step between tiles; by default the side.
+            min_tissue: Least share of a tile that is tissue.
+            mpp_level0: Microns per level-0 pixel where the slide does not say.
+            workers: Threads that read ahead.
+
+        Returns:
+            Features, coordinates and flags, with `save`, `heatmap` and `to_anndata`.
+
+        Raises:
+            SlideError: The slide cannot be used, or holds no tile with enough tissue.
+        """
+        card = self.encoder.card
+        spec = TileSpec(mpp or card.mpp or 0.5, tile_px or card.image_px, stride_px, min_tissue)
+        for sentence in mismatches(card, spec):
+            warnings.warn(sentence, stacklevel=2)
+        source = SlideSource(Path(path).stem, Path(path).absolute(), mpp_level0)
+        with Slide(path, mpp=mpp_level0) as slide, Bars() as bars:
+            tiles = cut_slide(slide, source, spec).kept
+            if tiles.empty:
+                raise SlideError(f"{path} holds no tile with {min_tissue:.0%} tissue: look at it, or lower min_tissue.")
+            reading = Reading(self.batch_size, workers)
+            features, flags = embed_tiles(self, self.dim, slide, tiles, spec, reading, bars)
+            header = embedding_header(self.facts, source.slide_id, tiles, spec, "fp32")
+            return EmbeddedSlide(
+                source.path,
+                features,
+                tiles[["x", "y"]].to_numpy(np.int64),
+                flags,
+                tiles["tissue_fraction"].to_numpy(np.float32),
+                {
+                    "header": header,
+                    "coords": geometry_attrs(slide, source.slide_id, tiles, spec),
+                    "features": model_attrs(self.facts, source.slide_id, header, spec),
+                },
+            )
 
     def features(self, images: npt.NDArray[np.uint8]) -> Features:
         """All tokens of one batch, fp32, on the device: for uses that one vector per tile does not serve.
@@ -101,12 +194,25 @@ class Embedder:
             out = self.encoder(tensor)
         return Features(out.cls.float(), out.patches.float(), out.grid)
 
-    def _batches(self, images: npt.NDArray[np.uint8] | Sequence[Rgb]) -> Iterator[npt.NDArray[np.uint8]]:
+    def _batches(self, images: Images) -> Iterator[npt.NDArray[np.uint8]]:
         """At most `batch_size` images of one size at a time, order kept."""
-        for _, same in itertools.groupby(images, key=np.shape):
-            run = list(same)
-            for start in range(0, len(run), self.batch_size):
-                yield np.stack(run[start : start + self.batch_size])
+        for _, same in itertools.groupby(map(_as_rgb, images), key=np.shape):
+            while run := list(itertools.islice(same, self.batch_size)):
+                yield np.stack(run)
+
+
+def _as_rgb(image: object) -> Rgb:
+    """One image as an array (height, width, 3), whatever it came as."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"each image should be uint8 RGB, (height, width, 3), or a picture, got {what}.")
+    return image
 
 
 def _settle(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

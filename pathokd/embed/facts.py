@@ -1,36 +1,45 @@
 """What is recorded about embeddings: the header that decides on reuse, and attributes by customary names."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from pathokd._version import __version__
-from pathokd.embed.embedder import Embedder
 from pathokd.embed.store import SCHEMA, StoredDtype
 from pathokd.files import Header, fingerprint, make_header
+from pathokd.models import ModelCard, Readout
 from pathokd.slides.manifest import TileSpec
 from pathokd.slides.slide import Slide
 
 _MAGNIFICATIONS = (1.25, 2.5, 5, 10, 20, 40, 80)
 
 
+class ModelFacts(NamedTuple):
+    """The model, and how it is run."""
+
+    card: ModelCard
+    weights_sha256: str
+    readout: Readout
+    precision: str
+
+
 def embedding_header(
-    embedder: Embedder, slide_id: str, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype
+    model: ModelFacts, slide_id: str, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype
 ) -> Header:
     """What must agree before a slide's file is reused: the model, its arithmetic, and the tiles."""
-    card = embedder.encoder.card
+    card = model.card
     return make_header(
         SCHEMA,
         {
             "slide_id": slide_id,
             "encoder": card.name,
-            "weights_sha256": embedder.weights_sha256,
+            "weights_sha256": model.weights_sha256,
             "image_px": card.image_px,
             "mean": list(card.mean),
             "std": list(card.std),
-            "readout": embedder.readout,
-            "precision": embedder.precision,
+            "readout": model.readout,
+            "precision": model.precision,
             "dtype": dtype,
             "mpp": spec.mpp,
             "tile_px": spec.tile_px,
@@ -60,14 +69,14 @@ def geometry_attrs(slide: Slide, slide_id: str, tiles: pd.DataFrame, spec: TileS
     }
 
 
-def model_attrs(embedder: Embedder, slide_id: str, header: Header, spec: TileSpec) -> dict[str, Any]:
+def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec) -> dict[str, Any]:
     """Attributes of `features`: which model made them, and how."""
     return {
-        "encoder": embedder.encoder.card.name,
+        "encoder": model.card.name,
         "name": slide_id,
         "weights_sha256": header["settings"]["weights_sha256"],
-        "precision": embedder.precision,
-        "readout": embedder.readout,
+        "precision": model.precision,
+        "readout": model.readout,
         "colour": "icc-to-srgb" if spec.icc else "as stored",
         "version": __version__,
         "config_hash": fingerprint(header["settings"]),
@@ -77,3 +86,15 @@ def model_attrs(embedder: Embedder, slide_id: str, header: Header, spec: TileSpe
 def _magnification(mpp: float) -> float:
     """The nominal magnification nearest to `mpp`, taking 0.5 um per pixel as 20x."""
     return float(min(_MAGNIFICATIONS, key=lambda power: abs(math.log(power * mpp / 10))))
+
+
+def mismatches(card: ModelCard, spec: TileSpec) -> list[str]:
+    """What about the tiles is not what the model's card expects, one sentence each; empty if all fits."""
+    found = []
+    if card.mpp is not None and abs(spec.mpp - card.mpp) > 0.02 * card.mpp:
+        found.append(
+            f"{card.name} expects {card.mpp:g} um/px and gets tiles at {spec.mpp:g}: its features may degrade."
+        )
+    if spec.tile_px != card.image_px:
+        found.append(f"{card.name} expects {card.image_px} px and gets tiles of {spec.tile_px} px.")
+    return found

@@ -11,18 +11,16 @@ import pandas as pd
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
-from pathokd.embed.facts import embedding_header, geometry_attrs, model_attrs
+from pathokd.embed.facts import embedding_header, geometry_attrs, mismatches, model_attrs
 from pathokd.embed.reading import read_batches
 from pathokd.embed.store import StoredDtype, read_good, read_header, write_embeddings
+from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header
 from pathokd.models import Encoder, Readout
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
 from pathokd.slides.slide import Slide
-from pathokd.types import Rgb
-
-UNREADABLE = "unreadable"
 
 
 class Outcome(NamedTuple):
@@ -95,6 +93,8 @@ def embed_slides(
     outcomes: list[Outcome] = []
     try:
         with Bars() as bars:
+            for sentence in mismatches(embedder.encoder.card, table.spec):
+                bars.say(sentence)
             for job in bars.track(jobs, "Slides", len(jobs)):
                 outcomes.append(_one_slide(embedder, job, workers, dtype, bars))
                 if outcomes[-1].message:
@@ -169,7 +169,7 @@ def _job(
     embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype, out: Path, overwrite: bool
 ) -> _Job:
     slide_id = str(tiles["slide_id"].iloc[0])
-    header, path = embedding_header(embedder, slide_id, tiles, spec, dtype), out / f"{slide_id}.h5"
+    header, path = embedding_header(embedder.facts, slide_id, tiles, spec, dtype), out / f"{slide_id}.h5"
     return _Job(slide_id, path, tiles, spec, header, not overwrite and _is_done(path, header))
 
 
@@ -179,9 +179,10 @@ def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, 
     if job.done:
         flagged = n - int(read_good(job.path).sum())
         return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
+    reading = Reading(embedder.batch_size, workers)
     try:
         with _open(job.tiles, job.spec) as slide:
-            features, flag = _embed_tiles(embedder, slide, job.tiles, job.spec, workers, bars)
+            features, flag = embed_tiles(embedder, embedder.dim, slide, job.tiles, job.spec, reading, bars)
             coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
         write_embeddings(
             job.path,
@@ -191,7 +192,7 @@ def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, 
             tissue_fraction=job.tiles["tissue_fraction"].to_numpy(np.float32),
             header=job.header,
             coords_attrs=coords_attrs,
-            features_attrs=model_attrs(embedder, job.slide_id, job.header, job.spec),
+            features_attrs=model_attrs(embedder.facts, job.slide_id, job.header, job.spec),
             dtype=dtype,
         )
     except PathokdError as error:
@@ -199,41 +200,6 @@ def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, 
     flagged = int((flag != "").sum())
     message = f"{flagged} of {n} tiles are flagged and have no features." if flagged else ""
     return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message)
-
-
-def _embed_tiles(
-    embedder: Embedder, slide: Slide, tiles: pd.DataFrame, spec: TileSpec, workers: int, bars: Bars
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_]]:
-    """Features (NaN for flagged rows) and flags, one row per tile."""
-    x, y = tiles["x"].to_numpy(), tiles["y"].to_numpy()
-    flag = tiles["flag"].to_numpy(dtype=object, copy=True)
-
-    def read(row: int) -> Rgb | None:
-        try:
-            return slide.read_tile(
-                int(x[row]),
-                int(y[row]),
-                mpp=spec.mpp,
-                tile_px=spec.tile_px,
-                allow_upsampling=spec.allow_upsampling,
-            )
-        except SlideError:
-            return None  # becomes a flagged row below
-
-    features = np.full((len(tiles), embedder.dim), np.nan, np.float32)
-    rows = np.flatnonzero(flag == "").tolist()
-    batches = read_batches(read, rows, batch_size=embedder.batch_size, workers=workers)
-    total = -(-len(rows) // embedder.batch_size)
-    for batch in bars.track(batches, str(tiles["slide_id"].iloc[0]), total, keep=False):
-        good = {row: tile for row, tile in batch if tile is not None}
-        flag[[row for row, tile in batch if tile is None]] = UNREADABLE
-        if good:
-            features[list(good)] = embedder(list(good.values()))
-    if not (flag == "").any():
-        raise SlideError(f"None of the {len(tiles)} tiles can be read: the slide is damaged, copy it again.")
-    if not np.isfinite(features[flag == ""]).all():
-        raise StoreError("The model returned NaN or infinity for good tiles: try fp32 or check the weights.")
-    return features, flag
 
 
 def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -114,13 +114,7 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
     started = time.monotonic()
     out = Path(out_dir)
     with Slide(source.path, mpp=source.mpp, icc=spec.icc) as slide:
-        slide.check_mpp(spec.mpp, spec.allow_upsampling)
-        overview = slide.overview(mpp=spec.mask_mpp, max_px=MASK_MAX_PX)
-        if not is_brightfield(overview.rgb):
-            raise SlideError(NOT_BRIGHTFIELD.format(path=source.path))
-        mask = find_tissue(overview, slide.mpp)
-        frame = _tiles(source, spec, slide, overview, mask)
-        kept = frame[frame["tissue_fraction"] >= spec.min_tissue].reset_index(drop=True)
+        kept, n_grid, overview, mask = cut_slide(slide, source, spec)
         write_json(
             out / "geojson" / f"{source.slide_id}.geojson",
             mask_geojson(mask, overview.downsample, slide.dimensions),
@@ -135,11 +129,39 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
         )
         with atomic_path(out / "overlays" / f"{source.slide_id}.jpg") as part:
             part.write_bytes(jpeg_bytes(picture))
-        message = " ".join([*slide.warnings, *_remarks(len(frame), len(kept), overview, mask)])
+        message = " ".join([*slide.warnings, *_remarks(n_grid, len(kept), overview, mask)])
         facts: dict[str, Any] = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
         # Written last: this file is what says that the slide is done.
         TileManifest(kept, spec, source_facts(source), facts).write(_tiles_path(out, source.slide_id))
         return _outcome(source, "ok", len(kept), started, **facts)
+
+
+class Cut(NamedTuple):
+    """A slide cut into tiles."""
+
+    kept: pd.DataFrame
+    """Tiles with enough tissue, columns as in a manifest."""
+    n_grid: int
+    """Tiles of the whole grid."""
+    overview: Overview
+    mask: Mask
+
+
+def cut_slide(slide: Slide, source: SlideSource, spec: TileSpec) -> Cut:
+    """Find tissue and lay the grid over it; writes nothing.
+
+    Raises:
+        SlideError: no usable mpp, too coarse, or not brightfield.
+        ManifestError: its label map cannot be used.
+    """
+    slide.check_mpp(spec.mpp, spec.allow_upsampling)
+    overview = slide.overview(mpp=spec.mask_mpp, max_px=MASK_MAX_PX)
+    if not is_brightfield(overview.rgb):
+        raise SlideError(NOT_BRIGHTFIELD.format(path=source.path))
+    mask = find_tissue(overview, slide.mpp)
+    frame = _tiles(source, spec, slide, overview, mask)
+    kept = frame[frame["tissue_fraction"] >= spec.min_tissue].reset_index(drop=True)
+    return Cut(kept, len(frame), overview, mask)
 
 
 def find_tissue(overview: Overview, mpp_level0: float) -> Mask:
