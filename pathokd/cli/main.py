@@ -27,6 +27,7 @@ VERBS: dict[str, str] = {
     "test": "The same, logged as test",
     "export": "Turn a run or checkpoint into a folder that timm loads",
     "embed": "Write one HDF5 of features per slide",
+    "verify": "Check that a folder of features is complete and sound",
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")

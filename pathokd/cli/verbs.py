@@ -348,6 +348,25 @@ def embed(
     return max(code, _outcome(failed, len(summary), f"{out}/summary.csv", skip_errors))
 
 
+def verify(folder: str, *, skip_errors: bool = False) -> int:
+    """Check features.
+
+    Args:
+        folder: What `pathokd embed` wrote.
+        skip_errors: Exit with 0 although the run itself could not read some slides.
+    """
+    from pathokd.embed.verify import verify_embeddings
+
+    found = verify_embeddings(folder)
+    for row in found[found["status"] != "ok"].itertuples():
+        print(f"{row.slide_id}: {row.status}: {row.message}")
+    good = found[found["status"] == "ok"]
+    flagged = int(good["n_flagged"].sum())
+    print(f"{len(good)} of {len(found)} slides are sound: {good['n_tiles'].sum()} tiles, {flagged} of them flagged.")
+    fine = ("ok", "failed") if skip_errors else ("ok",)
+    return 0 if found["status"].isin(fine).all() else 1
+
+
 def compare(
     models: list[str],
     *,

@@ -11,6 +11,7 @@ from pathokd.embed.store import (
     read_header,
     write_embeddings,
 )
+from pathokd.embed.verify import Verdict, verify_embeddings
 
 __all__ = [
     "EmbeddedSlide",
@@ -19,10 +20,12 @@ __all__ = [
     "Precision",
     "SlideEmbeddings",
     "StoredDtype",
+    "Verdict",
     "embed_packed",
     "embed_slides",
     "read_embeddings",
     "read_good",
     "read_header",
+    "verify_embeddings",
     "write_embeddings",
 ]

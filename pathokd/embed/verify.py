@@ -1,0 +1,119 @@
+"""Is a folder of embeddings complete and sound: every slide there, every array whole, all from one model."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from pathokd.embed.store import SlideEmbeddings, read_embeddings
+from pathokd.embed.tiles import UNREADABLE
+from pathokd.errors import StoreError
+from pathokd.files import fingerprint
+from pathokd.progress import Bars
+
+ONE_MODEL = ("encoder", "weights_sha256", "readout", "precision", "dtype", "mpp", "tile_px", "icc")
+"""Settings that all files of a folder must share."""
+
+
+class Verdict(NamedTuple):
+    """One slide's row."""
+
+    slide_id: str
+    status: Literal["ok", "failed", "missing", "damaged", "different"]
+    n_tiles: int
+    n_flagged: int
+    message: str
+
+
+def verify_embeddings(folder: str | Path) -> pd.DataFrame:
+    """Check a folder that `pathokd embed` wrote.
+
+    Every slide of its `summary.csv` must have a file that is whole, holds one row per tile in every array, finite
+    features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, and the
+    model and tile settings of all the others. Files that the summary does not know are checked too.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        One row per slide: slide_id, status, n_tiles, n_flagged, message. `failed` is what the run itself could not do,
+        `missing` and `damaged` are files to make again, `different` is a file of another model or of other tiles.
+
+    Raises:
+        StoreError: No such folder, or it holds neither summary nor embeddings.
+    """
+    root = Path(folder)
+    expected = _summary(root)
+    known = set(expected["slide_id"])
+    extra = sorted(path.stem for path in root.glob("*.h5") if path.stem not in known)
+    if not known and not extra:
+        raise StoreError(f"{root} holds no embeddings: give the folder that `pathokd embed` wrote.")
+    rows = [*expected.itertuples(index=False), *(_Expected(name, "ok", None, "") for name in extra)]
+    verdicts: list[Verdict] = []
+    shared: dict[str, Any] = {}
+    with Bars() as bars:
+        for row in bars.track(rows, "verifying", len(rows)):
+            verdicts.append(_verify(root, row, shared))
+    return pd.DataFrame(verdicts, columns=list(Verdict._fields))
+
+
+class _Expected(NamedTuple):
+    slide_id: str
+    status: str
+    n_tiles: int | None
+    message: str
+
+
+def _summary(root: Path) -> pd.DataFrame:
+    columns = list(_Expected._fields)
+    if not (root / "summary.csv").is_file():
+        return pd.DataFrame(columns=columns)
+    try:
+        found = pd.read_csv(root / "summary.csv", dtype={"slide_id": str, "message": str}, keep_default_na=False)
+        return found[columns]
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{root}/summary.csv is not one of `pathokd embed`: {error}.") from error
+
+
+def _verify(root: Path, row: Any, shared: dict[str, Any]) -> Verdict:
+    path = root / f"{row.slide_id}.h5"
+    if row.status == "failed" and not path.exists():
+        return Verdict(row.slide_id, "failed", 0, 0, row.message)
+    if not path.exists():
+        return Verdict(row.slide_id, "missing", 0, 0, f"{path} is not there: run `pathokd embed` again.")
+    try:
+        found = read_embeddings(path)
+    except (StoreError, OSError, KeyError, ValueError) as error:
+        return Verdict(row.slide_id, "damaged", 0, 0, str(error))
+    flagged = len(found.flag) - int(found.good.sum())
+    trouble = _unsound(found, None if row.n_tiles is None else int(row.n_tiles))
+    if trouble:
+        return Verdict(row.slide_id, "damaged", len(found.flag), flagged, trouble)
+    settings = found.header["settings"]
+    for name in ONE_MODEL:
+        wanted = shared.setdefault(name, settings.get(name))
+        if settings.get(name) != wanted:
+            message = f"{name} is {settings.get(name)!r}, in the first file it is {wanted!r}."
+            return Verdict(row.slide_id, "different", len(found.flag), flagged, message)
+    return Verdict(row.slide_id, "ok", len(found.flag), flagged, "")
+
+
+def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:
+    """What is wrong with a file that can be read; empty if nothing is."""
+    good = found.good
+    if n_tiles is not None and len(found.flag) != n_tiles:
+        return f"{len(found.flag)} rows, the summary says {n_tiles}."
+    bad = int((~np.isfinite(found.features[good]).all(axis=1)).sum())
+    if bad:
+        return f"{bad} good tiles have features that are not finite."
+    if not np.isnan(found.features[~good]).all():
+        return "flagged tiles have features."
+    settings = found.header["settings"]
+    original = np.where(found.flag == UNREADABLE, "", found.flag)
+    tiles = fingerprint([found.coords[:, 0].tolist(), found.coords[:, 1].tolist(), original.tolist()])
+    if tiles != settings.get("tiles"):
+        return "the coordinates are not those the header was written for."
+    if found.features_attrs.get("weights_sha256") != settings.get("weights_sha256"):
+        return "header and attributes name different weights."
+    return ""

@@ -1,0 +1,93 @@
+"""`verify` accepts what `embed` wrote, and names what was lost, damaged, exchanged or never made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pathokd.cli.main import main
+from pathokd.embed import embed_slides, verify_embeddings
+from pathokd.errors import StoreError
+from pathokd.models import Encoder
+from pathokd.slides.manifest import TileManifest
+
+MakeSlide = Callable[..., Path]
+MakeManifest = Callable[[list[Path]], TileManifest]
+
+
+@pytest.fixture
+def folder(encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path) -> Path:
+    slides = [make_slide("a", seed=1), make_slide("b", seed=2, corrupt=True), make_slide("c", seed=3)]
+    embed_slides(encoder, make_manifest(slides), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def status(folder: Path) -> dict[str, str]:
+    return verify_embeddings(folder).set_index("slide_id")["status"].to_dict()
+
+
+def test_sound_as_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = verify_embeddings(folder).set_index("slide_id")
+    assert found["status"].to_dict() == {"a": "ok", "b": "ok", "c": "ok"}
+    assert found.loc["b", "n_flagged"] > 0
+    assert main(["verify", str(folder)]) == 0
+    assert "3 of 3 slides are sound: 48 tiles" in capsys.readouterr().out
+
+
+def test_lost_and_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "a.h5").unlink()
+    whole = (folder / "c.h5").read_bytes()
+    (folder / "c.h5").write_bytes(whole[: len(whole) // 2])
+    assert status(folder) == {"a": "missing", "b": "ok", "c": "damaged"}
+    assert main(["verify", str(folder), "--skip-errors"]) == 1
+    assert "a: missing" in capsys.readouterr().out
+
+
+def change(path: Path, name: str, row: int, value: float) -> None:
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        values[row] = value
+        file[name][...] = values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("features", np.nan, "1 good tiles have features that are not finite"),
+        ("features", np.inf, "not finite"),
+        ("coords", 7, "coordinates are not those"),
+    ],
+)
+def test_changed_inside(folder: Path, name: str, value: float, message: str) -> None:
+    change(folder / "a.h5", name, 3, value)
+    found = verify_embeddings(folder).set_index("slide_id")
+    assert found.loc["a", "status"] == "damaged"
+    assert message in found.loc["a", "message"]
+
+
+def test_a_file_of_another_run(folder: Path, encoder: Encoder, make_manifest: MakeManifest, tmp_path: Path) -> None:
+    embed_slides(encoder, make_manifest([tmp_path / "c.tiff"]), tmp_path / "other", readout="cls+mean")
+    (folder / "c.h5").write_bytes((tmp_path / "other/c.h5").read_bytes())
+    found = verify_embeddings(folder).set_index("slide_id")
+    assert found.loc["c", "status"] == "different"
+    assert "readout is 'cls+mean', in the first file it is 'cls'" in found.loc["c", "message"]
+
+
+def test_fewer_rows_than_the_summary_says(folder: Path) -> None:
+    with h5py.File(folder / "a.h5", "r+") as file:
+        for name in ("features", "coords", "flag", "tissue_fraction"):
+            values = file[name][:-1]
+            attrs = dict(file[name].attrs)
+            del file[name]
+            file.create_dataset(name, data=values).attrs.update(attrs)
+    assert status(folder)["a"] == "damaged"
+
+
+def test_what_is_no_folder_of_embeddings(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no embeddings"):
+        verify_embeddings(tmp_path)
+    (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(StoreError, match="not one of `pathokd embed`"):
+        verify_embeddings(tmp_path)
