@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import re
 import sys
 import typing
@@ -28,6 +29,7 @@ VERBS: dict[str, str] = {
     "export": "Turn a run or checkpoint into a folder that timm loads",
     "embed": "Write one HDF5 of features per slide",
     "verify": "Check that a folder of features is complete and sound",
+    "doctor": "Say what this machine can read and run, and which weights it has",
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
@@ -141,4 +143,11 @@ def _dashed(args: list[str], function: Callable[..., Any]) -> list[str]:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # `pathokd ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\npathokd: stopped; the same command goes on where it can.", file=sys.stderr)
+        sys.exit(130)

@@ -367,6 +367,19 @@ def verify(folder: str, *, skip_errors: bool = False) -> int:
     return 0 if found["status"].isin(fine).all() else 1
 
 
+def doctor() -> int:
+    """Look at versions, readers, devices and weights; nothing is fetched."""
+    from pathokd.embed.doctor import examine
+
+    found = examine()
+    for topic in dict.fromkeys(finding.topic for finding in found):
+        print(f"{topic}:")
+        for finding in found:
+            if finding.topic == topic:
+                print(f"  {'' if finding.fine else 'TROUBLE: '}{finding.text}")
+    return 0 if all(finding.fine for finding in found) else 1
+
+
 def compare(
     models: list[str],
     *,
