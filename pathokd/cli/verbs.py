@@ -290,6 +290,7 @@ def embed(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     dtype: Literal["fp16", "fp32"] = "fp32",
     device: str = "auto",
+    shard: str = "0/1",
     overwrite: bool = False,
     skip_errors: bool = False,
 ) -> int:
@@ -309,6 +310,7 @@ def embed(
         precision: Arithmetic; auto is bf16 where the device is fast in it.
         dtype: Precision of the stored features.
         device: auto or a torch device.
+        shard: I/N embeds every N-th slide of a tiled folder from the I-th on (from 0), for N machines or jobs.
         overwrite: Redo what is done.
         skip_errors: Exit with 0 although a slide failed.
     """
@@ -317,7 +319,12 @@ def embed(
 
     encoder = load_encoder(model)
     tiles, code = slides[0], 0
+    number, _, shards = shard.partition("/")
+    if not (number.isdigit() and shards.isdigit()):
+        raise ValueError(f"--shard takes I/N, such as 3/16, got {shard!r}.")
     if not (len(slides) == 1 and (Path(tiles) / "manifest.parquet").is_file()):
+        if shards != "1":
+            raise ValueError("--shard shares out a tiled folder: run `pathokd tile` first, once.")
         tiles = f"{out}/tiles"
         code = tile(
             slides,
@@ -342,6 +349,7 @@ def embed(
         dtype=dtype,
         device=device,
         overwrite=overwrite,
+        shard=(int(number), int(shards)),
     )
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides embedded in {out}")

@@ -1,5 +1,6 @@
 """Embed a cohort slide by slide, or a packed folder in one go."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def embed_slides(
     dtype: StoredDtype = "fp32",
     device: str = "auto",
     overwrite: bool = False,
+    shard: tuple[int, int] = (0, 1),
 ) -> pd.DataFrame:
     """Embed every tile of a manifest, one HDF5 file per slide.
 
@@ -75,6 +77,8 @@ def embed_slides(
         dtype: Stored precision.
         device: `auto` or a torch device.
         overwrite: Redo slides whose file exists, whatever made it.
+        shard: (i, n) embeds every n-th slide from the i-th on (from 0), for n processes that share `out_dir`; each
+            writes a summary of its own, `summary-i-of-n.csv`.
 
     Returns:
         The summary, one row per slide: slide_id, path, status (ok, failed, skipped), n_tiles, n_unreadable,
@@ -88,8 +92,12 @@ def embed_slides(
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
     if table.frame.empty:
         raise ManifestError("The manifest holds no tiles to embed: look at the summary.csv beside it.")
+    number, shards = shard
+    if not 0 <= number < shards:
+        raise ValueError(f"shard should be (i, n) with i from 0 to n - 1, got {shard}.")
     embedder, out = Embedder(model, readout, precision, device, batch_size), Path(out_dir)
-    jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in _by_slide(table.frame)]
+    slides = itertools.islice(_by_slide(table.frame), number, None, shards)
+    jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in slides]
     outcomes: list[Outcome] = []
     try:
         with Bars() as bars:
@@ -102,7 +110,8 @@ def embed_slides(
     finally:
         # An interrupted run also says how far it came.
         summary = pd.DataFrame(outcomes, columns=list(Outcome._fields))
-        with atomic_path(out / "summary.csv") as part:
+        name = "summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv"
+        with atomic_path(out / name) as part:
             summary.to_csv(part, index=False)
     return summary
 

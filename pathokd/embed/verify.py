@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
 def verify_embeddings(folder: str | Path) -> pd.DataFrame:
     """Check a folder that `pathokd embed` wrote.
 
-    Every slide of its `summary.csv` must have a file that is whole, holds one row per tile in every array, finite
+    Every slide of its summary must have a file that is whole, holds one row per tile in every array, finite
     features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, and the
     model and tile settings of all the others. Files that the summary does not know are checked too.
 
@@ -66,14 +66,16 @@ class _Expected(NamedTuple):
 
 
 def _summary(root: Path) -> pd.DataFrame:
-    columns = list(_Expected._fields)
-    if not (root / "summary.csv").is_file():
-        return pd.DataFrame(columns=columns)
+    """What the run, or all its shards, expected."""
+    paths = sorted(root.glob("summary*.csv"))
     try:
-        found = pd.read_csv(root / "summary.csv", dtype={"slide_id": str, "message": str}, keep_default_na=False)
-        return found[columns]
+        parts = [pd.read_csv(p, dtype={"slide_id": str, "message": str}, keep_default_na=False) for p in paths]
+        found = [part[list(_Expected._fields)] for part in parts]
     except (KeyError, ValueError) as error:
-        raise StoreError(f"{root}/summary.csv is not one of `pathokd embed`: {error}.") from error
+        raise StoreError(f"{root} holds a summary that is not one of `pathokd embed`: {error}.") from error
+    if not found:
+        return pd.DataFrame(columns=list(_Expected._fields))
+    return pd.concat(found, ignore_index=True).drop_duplicates("slide_id", keep="last")
 
 
 def _verify(root: Path, row: Any, shared: dict[str, Any]) -> Verdict:

@@ -89,5 +89,22 @@ def test_what_is_no_folder_of_embeddings(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no embeddings"):
         verify_embeddings(tmp_path)
     (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(StoreError, match="not one of `pathokd embed`"):
+    with pytest.raises(StoreError, match="holds a summary that is not one of `pathokd embed`"):
         verify_embeddings(tmp_path)
+
+
+def test_shards_share_a_folder(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest([make_slide(name, seed=number) for number, name in enumerate("abcde")])
+    parts = [embed_slides(encoder, manifest, tmp_path / "out", shard=(number, 2)) for number in range(2)]
+    assert [part["slide_id"].tolist() for part in parts] == [["a", "c", "e"], ["b", "d"]]
+    assert sorted(path.name for path in (tmp_path / "out").glob("summary*")) == [
+        "summary-0-of-2.csv",
+        "summary-1-of-2.csv",
+    ]
+    assert status(tmp_path / "out") == dict.fromkeys("abcde", "ok")
+    (tmp_path / "out/d.h5").unlink()
+    assert status(tmp_path / "out")["d"] == "missing"
+    with pytest.raises(ValueError, match="i from 0 to n - 1"):
+        embed_slides(encoder, manifest, tmp_path / "out", shard=(2, 2))
