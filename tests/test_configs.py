@@ -69,3 +69,25 @@ def test_a_wrong_key_is_named(packed: Path, tmp_path: Path, capsys: pytest.Captu
     assert stop.value.code == 2
     assert "learning_rate" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "views"),
+    [
+        (None, ("student", "clean")),
+        ("views_same.yaml", ("clean", "clean")),
+        ("views_both.yaml", ("student", "student")),
+    ],
+)
+def test_the_arms_of_the_ablation_differ_in_their_views(
+    override: str | None, views: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list in a second config is merged entry by entry: what it leaves out stays as the recipe has it."""
+    layers = [] if override is None else ["--config", str(ROOT / "configs/override" / override)]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(ROOT / "configs/distill/quickstart.yaml"), *layers, "--print_config"])
+    objectives = yaml.safe_load(capsys.readouterr().out)["model"]["objectives"]
+    assert [(o["tokens"], o["view"], o["teacher_view"]) for o in objectives] == [
+        ("cls", *views),
+        ("patches", *views),
+    ]
