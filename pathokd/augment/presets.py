@@ -24,7 +24,7 @@ class StudentView(A.ImageOnlyTransform):
     processing and compression.
 
     Args:
-        strength: 0 changes nothing; 1 is what the harm check allows at most (tests/benchmarks/RESULTS.md).
+        strength: 0 changes nothing; 1 is the widest that real stainings and scanners were seen to differ.
         p: probability.
     """
 

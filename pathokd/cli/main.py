@@ -30,9 +30,11 @@ VERBS: dict[str, str] = {
     "embed": "Write one HDF5 of features per slide",
     "verify": "Check that a folder of features is complete and sound",
     "doctor": "Say what this machine can read and run, and which weights it has",
+    "robustness": "Measure models on registered tiles of several scanners and stainings",
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
+_OWN_FILES = ("quickstart", "robustness")
 
 
 def usage() -> str:
@@ -91,7 +93,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _run_verb(verb: str, args: list[str]) -> int:
-    module = importlib.import_module("pathokd.cli.quickstart" if verb == "quickstart" else "pathokd.cli.verbs")
+    module = importlib.import_module(f"pathokd.cli.{verb if verb in _OWN_FILES else 'verbs'}")
     function: Callable[..., int] = getattr(module, verb.replace("-", "_"))
     parser = VerbParser(prog=f"pathokd {verb}", description=VERBS[verb] + ".")
     several = [name for name, kind in typing.get_type_hints(function).items() if kind == list[str]]

@@ -1,0 +1,251 @@
+"""Where paired tiles come from: manifests, packed folders, PLISM's files, a folder per scanner."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pathokd.data.packed import INDEX_NAME, PackedTiles, decode
+from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
+from pathokd.errors import ManifestError, SlideError, StoreError
+from pathokd.evaluate.paired_set import ALIASES, PairedSet, Read, prepare
+from pathokd.evaluate.pairs import place_ids
+from pathokd.metrics.aggregate import plism_condition
+from pathokd.slides.manifest import TileManifest, TileSpec, typed
+from pathokd.slides.slide import Slide
+from pathokd.types import Rgb
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+PLISM_H5 = "*.tif.h5"
+
+
+def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
+    """Open any paired or labelled set of tiles.
+
+    Args:
+        path: A paired manifest (CSV or Parquet); a packed folder or a folder of `pathokd tile` with the columns stain,
+            scanner and case; PLISM's folder of HDF5 files, or its tile Parquet file or folder; or a folder with one
+            folder per scanner, in which equal file names are the same place.
+        drop_unpaired: Leave rows of a manifest whose place occurs once out instead of refusing them.
+
+    Returns:
+        The set.
+
+    Raises:
+        ManifestError: There is nothing of these kinds, or what there is cannot be paired.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ManifestError(f"{path} does not exist: --pairs takes a manifest, a packed folder or a folder of tiles.")
+    if path.is_file():
+        return _table(path, drop_unpaired)
+    if (path / INDEX_NAME).is_file():
+        tiles = PackedTiles(path)
+        return _tiles(tiles.index, tiles.read, str(path))
+    if (path / MANIFEST_NAME).is_file():
+        slides = WsiTiles(read_manifest(path))
+        return _tiles(slides.index, slides.read, str(path))
+    if any(path.glob(PLISM_H5)):
+        return _plism_h5(path)
+    if any(path.glob("*.parquet")):
+        return _plism_parquet(sorted(path.glob("*.parquet")), str(path))
+    return _folders(path)
+
+
+def _tiles(index: pd.DataFrame, read: Read, source: str) -> PairedSet:
+    """Tiles of registered slides: one case, one place in microns, whatever the pixel size."""
+    if "case" not in index or not ({"stain", "scanner"} & set(index)):
+        return prepare(index, source, read)
+    frame = index.assign(pair_id=place_ids(index))
+    # Overlapping tiles may round to one square: the first one stays.
+    names = [name for name in ("stain", "scanner") if name in frame]
+    first = np.flatnonzero(~frame.duplicated(["pair_id", *names]).to_numpy())
+    rows = first.tolist()
+    found = prepare(frame.iloc[first], source, lambda row: read(rows[row]), drop_unpaired=True)
+    if len(first) < len(frame):
+        note = (
+            f"{len(frame) - len(first)} of {len(frame)} tiles overlap another of their slide by half and are left out."
+        )
+        found = PairedSet(found.frame, source, found.read, (note, *found.notes))
+    return found
+
+
+def _table(path: Path, drop_unpaired: bool) -> PairedSet:
+    if path.suffix == ".csv":
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    elif path.suffix == ".parquet":
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
+        if {"tile_id", "png"} <= set(schema.names):
+            return _plism_parquet([path], str(path))
+        frame = pd.read_parquet(path)
+    else:
+        raise ManifestError(f"{path} should be a .csv or .parquet manifest, or a folder, got {path.suffix!r}.")
+    frame = frame.rename(columns={old: new for old, new in ALIASES.items() if new not in frame})
+    for name in ("x", "y"):
+        if name in frame:
+            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
+    return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
+
+
+def _manifest_reader(frame: pd.DataFrame, folder: Path) -> Read | None:
+    """Pictures by `path`, or places of slides by `path`, x and y; None if there is no path."""
+    if "path" not in frame:
+        return None
+    paths = [str(folder / text) for text in frame["path"]]  # an absolute path stays what it is
+    if not {"x", "y"} <= set(frame):
+        return lambda row: _picture(Path(paths[row]))
+    return _slide_reader(frame.assign(path=paths))
+
+
+def _slide_reader(frame: pd.DataFrame) -> Read:
+    """Tiles of slides; `mpp` and `tile_px` default to 0.5 and 224, `mpp_level0` to what the slide says."""
+    spec = TileSpec(
+        mpp=float(frame["mpp"].iloc[0]) if "mpp" in frame else 0.5,
+        tile_px=int(frame["tile_px"].iloc[0]) if "tile_px" in frame else 224,
+    )
+    if "mpp_level0" in frame:
+        mpp0 = frame["mpp_level0"].astype(float)
+    else:
+        mpp0 = frame["path"].map({path: _mpp(path) for path in frame["path"].unique()})
+    table = frame[["path", "x", "y"]].assign(
+        slide_id=frame["slide_id"] if "slide_id" in frame else frame["path"],
+        mpp=spec.mpp,
+        mpp_level0=mpp0,
+        tile_px=spec.tile_px,
+        tissue_fraction=1.0,
+        flag="",
+    )
+    return WsiTiles(TileManifest(typed(table), spec)).read
+
+
+def _mpp(path: str) -> float:
+    try:
+        with Slide(path) as slide:
+            return float(slide.mpp)
+    except SlideError as error:
+        raise ManifestError(f"{error} (give a column mpp_level0 where a slide does not say its own).") from error
+
+
+def _picture(path: Path) -> Rgb:
+    try:
+        return decode(path.read_bytes(), str(path))
+    except (OSError, StoreError) as error:
+        raise StoreError(f"{path} cannot be read as a picture: correct its path in the manifest.") from error
+
+
+def _plism_h5(folder: Path) -> PairedSet:
+    """One file per slide, `STAIN_SCANNER_to_GMH_S60.tif.h5`, one dataset per tile, `NAME_LEVEL_X_Y`."""
+    files = {path.name.removesuffix(".h5"): path for path in sorted(folder.glob(PLISM_H5))}
+    frames = []
+    for slide, path in files.items():
+        try:
+            with h5py.File(path, "r") as file:
+                names = list(file)
+        except OSError as error:
+            raise ManifestError(f"{path} is truncated or no HDF5 file: download it again.") from error
+        frames.append(_plism_rows(slide, names))
+    frame = pd.concat(frames, ignore_index=True)
+    read = _H5Reader(files, frame["slide_id"].tolist(), frame["tile_id"].tolist())
+    return prepare(frame, str(folder), read)
+
+
+def _plism_rows(slide: str, names: list[str]) -> pd.DataFrame:
+    """Tiles of one slide, sorted by (x, y) as the published index files count them."""
+    fields = [name.split("_")[-3:] for name in names]
+    if not names or any(len(parts) < 3 or not all(part.isdigit() for part in parts) for parts in fields):
+        raise ManifestError(f"{slide} should hold tiles named NAME_LEVEL_X_Y, as PLISM's do, got {names[:1]}.")
+    condition = plism_condition(slide)
+    rows = pd.DataFrame({"tile_id": names, "x": [int(f[1]) for f in fields], "y": [int(f[2]) for f in fields]})
+    rows = rows.assign(slide_id=slide, stain=condition.stain, scanner=condition.scanner)
+    rows["pair_id"] = rows["x"].astype(str) + "_" + rows["y"].astype(str)
+    return rows.sort_values(["x", "y"], ignore_index=True)
+
+
+class _H5Reader:
+    """Tiles by file and dataset name; HDF5 is read by one thread at a time."""
+
+    def __init__(self, files: dict[str, Path], slides: list[str], names: list[str]) -> None:
+        self.files, self.slides, self.names = files, slides, names
+        self.lock = threading.Lock()
+        self.slide = ""
+        self.file: h5py.File | None = None
+
+    def __call__(self, row: int) -> Rgb:
+        with self.lock:
+            if self.slides[row] != self.slide:
+                if self.file is not None:
+                    self.file.close()
+                self.slide = self.slides[row]
+                self.file = h5py.File(self.files[self.slide], "r")
+            dataset: Any = self.file
+            return np.asarray(dataset[self.names[row]][...], np.uint8)
+
+
+def _plism_parquet(files: list[Path], source: str) -> PairedSet:
+    """PLISM's tile table: slide_id, tile_id, png (bytes, or a struct with bytes)."""
+    frames, origin = [], []
+    for number, path in enumerate(files):
+        table = pq.read_table(path, columns=["slide_id", "tile_id"]).to_pandas()
+        origin += [(number, row) for row in range(len(table))]
+        frames.append(table)
+    frame = pd.concat(frames, ignore_index=True)
+    rows = []
+    for slide, tiles in frame.groupby("slide_id", sort=True):
+        ordered = _plism_rows(str(slide), tiles["tile_id"].tolist())
+        places = pd.Series(tiles.index, index=tiles["tile_id"])
+        rows.append(ordered.assign(origin=places[ordered["tile_id"]].to_numpy()))
+    table = pd.concat(rows, ignore_index=True)
+    place = [origin[row] for row in table["origin"]]
+    return prepare(table.drop(columns="origin"), source, _parquet_reader(files, place))
+
+
+def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
+    """Row groups are kept one at a time, as rows are asked for in their order."""
+    opened = [pq.ParquetFile(path) for path in files]
+    starts = [np.cumsum([0, *(f.metadata.row_group(g).num_rows for g in range(f.num_row_groups))]) for f in opened]
+    lock, held = threading.Lock(), {"at": (-1, -1), "png": []}
+
+    def read(row: int) -> Rgb:
+        number, inside = place[row]
+        group = int(np.searchsorted(starts[number], inside, side="right")) - 1
+        with lock:
+            if held["at"] != (number, group):
+                column = opened[number].read_row_group(group, columns=["png"])["png"]
+                held.update(at=(number, group), png=column.to_pylist())
+            png: Any = held["png"][inside - int(starts[number][group])]
+        return decode(png["bytes"] if isinstance(png, dict) else png, f"Row {inside} of {files[number]}")
+
+    return read
+
+
+def _folders(folder: Path) -> PairedSet:
+    """One folder per scanner, or per staining and scanner (`HE_AT2`); equal names are one place."""
+    rows = [
+        {"pair_id": picture.stem, "path": str(picture), **_named(scanner.name)}
+        for scanner in sorted(folder.iterdir())
+        if scanner.is_dir()
+        for picture in sorted(scanner.iterdir())
+        if picture.suffix.lower() in PICTURES
+    ]
+    if not rows:
+        raise ManifestError(
+            f"{folder} holds nothing to pair: expected index.parquet (`pathokd pack`), manifest.parquet (`pathokd "
+            "tile`), PLISM's .tif.h5 or .parquet files, or one folder of pictures per scanner."
+        )
+    frame = pd.DataFrame(rows)
+    reader: Callable[[int], Rgb] = lambda row: _picture(Path(frame["path"].iloc[row]))  # noqa: E731
+    return prepare(frame, str(folder), reader, drop_unpaired=True)
+
+
+def _named(folder: str) -> dict[str, str]:
+    stain, _, scanner = folder.rpartition("_")
+    return {"stain": stain or "same", "scanner": scanner}

@@ -1,0 +1,226 @@
+"""Tiles to measure robustness on: registered ones by `pair_id`, and unregistered ones by label and centre.
+
+A paired manifest has one row per tile: `pair_id` names the place, `stain` and `scanner` the condition, and `site`,
+`label`, `case` whatever else is known. Rows are put together by `pair_id`, never by their order. Without `pair_id`, the
+columns `label` and `site` (PathoROB's `biological_class` and `medical_center`) allow the measures that need no pairs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pathokd.errors import ManifestError
+from pathokd.files import fingerprint
+from pathokd.metrics.aggregate import Condition
+from pathokd.types import Rgb
+
+Rows = npt.NDArray[np.int64]
+Read = Callable[[int], Rgb]
+"""From a row to its tile; safe to call from several threads."""
+ALIASES = {
+    "biological_class": "label",
+    "medical_center": "site",
+    "center": "site",
+    "centre": "site",
+    "hospital": "site",
+    "staining": "stain",
+    "image_path": "path",
+    "sample_id": "key",
+}
+"""Other names of columns, taken where the proper one is missing."""
+MIN_CASES = 8
+"""With fewer cases than this, intervals resample places instead."""
+MIN_SHARE = 0.6
+"""Tiles count as labelled if one class covers this share of them (where `label_share` says)."""
+NO_TISSUE = ("", "background", "nan")
+
+
+@dataclass(frozen=True)
+class PairedSet:
+    """Tiles under one or several conditions.
+
+    Args:
+        frame: One row per tile, from `prepare`.
+        source: Where it came from, for people.
+        read: Gives the tile of a row; None where there are no pictures, only features.
+        notes: What was left out, in sentences.
+    """
+
+    frame: pd.DataFrame
+    source: str
+    read: Read | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def registered(self) -> bool:
+        """Whether there are pairs."""
+        return "pair_id" in self.frame
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies tiles and conditions; features made for one set are reused only for the same."""
+        wanted = [name for name in ("key", "pair_id", "condition") if name in self.frame]
+        return fingerprint([self.frame[name].tolist() for name in wanted])
+
+    @cached_property
+    def conditions(self) -> dict[str, Condition]:
+        """Staining and scanner by the condition's name, in order of appearance; empty if unregistered."""
+        if not self.registered:
+            return {}
+        first = self.frame.drop_duplicates("condition")
+        return {
+            str(name): Condition(stain, scanner)
+            for name, stain, scanner in zip(first["condition"], first["stain"], first["scanner"], strict=True)
+        }
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.str_]:
+        """Names of the places seen under every condition, in order of appearance."""
+        if not self.registered:
+            return np.array([], dtype=np.str_)
+        seen = self.frame.groupby("pair_id", sort=False)["condition"].nunique()
+        return np.asarray(seen.index[seen == len(self.conditions)], dtype=np.str_)
+
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        """Rows of `places` under each condition: row i of all of them is one place."""
+        table = pd.Series(np.arange(len(self.frame)), index=[self.frame["condition"], self.frame["pair_id"]])
+        return {name: table[name].reindex(self.places).to_numpy(np.int64) for name in self.conditions}
+
+    def column(self, name: str, rows: Rows | None = None) -> npt.NDArray[np.str_]:
+        """A column as strings, of all rows or some."""
+        values = self.frame[name] if rows is None else self.frame[name].iloc[rows]
+        return np.asarray(values.astype(str).to_numpy(), dtype=np.str_)
+
+    def labelled(self) -> Rows:
+        """Rows with a class of tissue; none if there is no column `label`."""
+        if "label" not in self.frame:
+            return np.array([], dtype=np.int64)
+        good = ~self.frame["label"].astype(str).isin(NO_TISSUE).to_numpy()
+        if "label_share" in self.frame:
+            good &= self.frame["label_share"].to_numpy(np.float64) >= MIN_SHARE
+        return np.flatnonzero(good).astype(np.int64)
+
+    def unit_column(self) -> str:
+        """What intervals resample as a whole: cases or slides if there are enough, else places, else tiles."""
+        for name in ("case", *(() if self.registered else ("slide_id",))):
+            if name in self.frame and self.frame[name].nunique() >= MIN_CASES:
+                return str(name)
+        return "pair_id" if self.registered else "key"
+
+    def apart_column(self) -> str:
+        """What must not lie on both sides of a comparison: the case, else the place, else the slide or tile."""
+        if "case" in self.frame and self.frame["case"].nunique() >= 2:
+            return "case"
+        return "pair_id" if self.registered else "slide_id" if "slide_id" in self.frame else "key"
+
+
+def prepare(
+    frame: pd.DataFrame,
+    source: str,
+    read: Read | None = None,
+    *,
+    drop_unpaired: bool = False,
+) -> PairedSet:
+    """Check a table of tiles and make it a set.
+
+    Args:
+        frame: One row per tile.
+        source: Where it came from, for messages.
+        read: Gives the tile of a row of `frame`.
+        drop_unpaired: Leave out rows whose place occurs once, instead of refusing them.
+
+    Returns:
+        The set, registered if there is a column `pair_id`.
+
+    Raises:
+        ManifestError: No rows, missing columns, empty or repeated pair_ids, unpaired rows, fewer than two conditions,
+            or no place that all conditions share.
+    """
+    frame = frame.rename(columns={old: new for old, new in ALIASES.items() if new not in frame}).reset_index(drop=True)
+    if frame.empty:
+        raise ManifestError(f"{source} holds no tiles: there should be one row per tile.")
+    paired = "pair_id" in frame and ("scanner" in frame or "stain" in frame)
+    if not paired and not ("site" in frame or "scanner" in frame):
+        raise ManifestError(
+            f"{source} should have the columns pair_id, stain and scanner (registered tiles), or label and site "
+            "(unregistered ones; PathoROB's biological_class and medical_center do as well), got "
+            f"{', '.join(map(str, frame))}."
+        )
+    if not paired:
+        frame = frame.drop(columns=["pair_id"], errors="ignore")
+    for name in ("stain", "scanner", "pair_id", "site", "label", "case", "slide_id"):
+        if name in frame:
+            frame[name] = frame[name].fillna("").astype(str)
+    frame = frame.assign(key=_keys(frame))
+    if not paired:
+        return PairedSet(frame, source, read)
+    return _paired(frame, source, read, drop_unpaired)
+
+
+def _keys(frame: pd.DataFrame) -> pd.Series:
+    """One unique name per tile."""
+    if "key" in frame and frame["key"].is_unique:
+        return frame["key"].astype(str)
+    for names in (("slide_id", "patch_id"), ("pair_id", "stain", "scanner"), ("slide_id", "x", "y"), ("path",)):
+        if all(name in frame for name in names):
+            keys = frame[list(names)].astype(str).agg("-".join, axis=1)
+            if keys.is_unique:
+                return keys
+    return pd.Series([f"tile-{row}" for row in range(len(frame))])
+
+
+def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: bool) -> PairedSet:
+    for name in ("stain", "scanner"):
+        if name not in frame:
+            frame[name] = "same"
+    frame["condition"] = frame["stain"] + "_" + frame["scanner"]
+    if (frame["pair_id"] == "").any():
+        raise ManifestError(f"{source}: {(frame['pair_id'] == '').sum()} rows have no pair_id; name the place of each.")
+    twice = frame.duplicated(["pair_id", "condition"])
+    if twice.any():
+        row = frame[twice].iloc[0]
+        raise ManifestError(
+            f"{source}: place {row['pair_id']} occurs more than once under {row['condition']} ({twice.sum()} such "
+            "rows); a place should have one tile per staining and scanner."
+        )
+    names = frame["condition"].unique()
+    if len(names) < 2:
+        raise ManifestError(
+            f"{source} shows every tile under one staining and one scanner only ({names[0]}), so there is nothing to "
+            "compare; add tiles of another scanner, or make some with `pathokd simulate`."
+        )
+    alone = frame.groupby("pair_id")["condition"].transform("nunique") == 1
+    notes = []
+    if alone.any():
+        if not drop_unpaired:
+            raise ManifestError(
+                f"{source}: {alone.sum()} of {len(frame)} rows are unpaired (place {frame['pair_id'][alone].iloc[0]} "
+                "occurs under one condition only); correct their pair_id, or pass --drop-unpaired to leave them out."
+            )
+        kept = np.flatnonzero(~alone.to_numpy())
+        notes.append(f"{alone.sum()} of {len(frame)} tiles show places seen once and are left out.")
+        frame, read = frame.iloc[kept].reset_index(drop=True), None if read is None else _shifted(read, kept)
+    found = PairedSet(frame, source, read, tuple(notes))
+    if len(found.places) < 2:
+        sizes = frame["condition"].value_counts()
+        raise ManifestError(
+            f"{source}: only {len(found.places)} places are seen under all {len(names)} conditions; {sizes.index[-1]} "
+            f"has the fewest tiles ({sizes.iloc[-1]}): remove its rows, or add the missing ones."
+        )
+    total = frame["pair_id"].nunique()
+    if len(found.places) < total:
+        partial = f"{len(found.places)} of {total} places are seen under all {len(names)} conditions; pairs use these."
+        found = PairedSet(frame, source, read, (*notes, partial))
+    return found
+
+
+def _shifted(read: Read, kept: npt.NDArray[np.intp]) -> Read:
+    return lambda row: read(int(kept[row]))

@@ -1,0 +1,345 @@
+"""Who stands next to a tile: robustness index and its relatives, MaRI, CRoMa, clusters, and rising confounding.
+
+Confounders are scanner, staining and site, whichever vary. For the scanner the staining is held and the other way
+round: neighbours are looked up among tiles of one staining, and counts of all stainings are pooled.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from pathokd.evaluate.paired_features import ModelFeatures
+from pathokd.evaluate.paired_set import PairedSet, Rows
+from pathokd.evaluate.resampling import Draws, Measure, Resampler, ratio
+from pathokd.metrics.clustering import clustering_score
+from pathokd.metrics.confounding import average_performance_drop, confounded_accuracy, performance_drops
+from pathokd.metrics.neighbours import TYPES, Neighbours, typed_neighbours
+from pathokd.metrics.robustness import (
+    TAIL,
+    NeighbourCounts,
+    indices,
+    margin_index,
+    neighbour_counts,
+    robustness_margins,
+    summarise_margins,
+)
+
+HELD = {"scanner": "stain", "stain": "scanner", "site": None}
+"""Confounder to the condition that is held while it varies."""
+MAX_TILES = 6000
+"""Tiles compared with each other; more are thinned out by place, seeded."""
+RANKS = 50
+
+
+class Settings(NamedTuple):
+    """How neighbours are measured."""
+
+    k: int = 11
+    """Of the robustness index; PathoROB fixes 11 for CAMELYON, 61 for TCGA, 46 for Tolkach-ESCA."""
+    sweep: tuple[int, ...] = (1, 2, 3, 5, 8, 11, 16, 23, 33, 46, 61, 81, 101)
+    margin_m: int = 5
+    clusters: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 10)
+    """Numbers of clusters to choose from; the published search is 2 to 30."""
+    trials: int = 10
+    """Runs of k-means per quad; published: 50."""
+    splits: int = 6
+    repetitions: int = 5
+    """Deals of training slides under confounding; published: 20."""
+    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    seed: int = 0
+
+
+class Found(NamedTuple):
+    """Measures of one model against all confounders."""
+
+    measures: list[Measure]
+    ranks: pd.DataFrame
+    """Share of each type of neighbour at each rank: confounder, rank, type, share, n."""
+    confounding: pd.DataFrame
+    """Accuracy under rising confounding: confounder, cramers_v, domain, accuracy, low, high, n."""
+    not_shown: list[tuple[str, str]]
+
+
+def measure_neighbours(model: ModelFeatures, tiles: PairedSet, settings: Settings = Settings()) -> Found:  # noqa: B008
+    """All of these measures for every confounder that varies.
+
+    Args:
+        model: Features of the set.
+        tiles: A set with the column `label`.
+        settings: How.
+
+    Returns:
+        Measures and tables; what could not be measured says why.
+    """
+    measures: list[Measure] = []
+    ranks: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
+    not_shown: list[tuple[str, str]] = []
+    labelled = tiles.labelled()
+    if not len(labelled):
+        reason = "the tiles have no column label with classes of tissue"
+        whats = ("robustness index, MaRI, CRoMa", "clustering score", "confounding (APD)")
+        return Found([], pd.DataFrame(), pd.DataFrame(), [(what, reason) for what in whats])
+    for confounder, held in HELD.items():
+        if confounder not in tiles.frame or tiles.frame[confounder].nunique() < 2:
+            continue
+        parts = list(_parts(tiles, labelled, confounder, held, settings.seed))
+        if not parts:
+            reason = f"no class of tissue occurs under two values of {confounder}, together with another class"
+            not_shown.append((f"neighbours against {confounder}", reason))
+            continue
+        features = [torch.from_numpy(model.load(rows)) for rows in parts]
+        steps: list[tuple[str, Callable[[], list[Measure]]]] = [
+            ("robustness index, MaRI", lambda: _indices(features, parts, tiles, confounder, settings, ranks)),  # noqa: B023
+            ("CRoMa", lambda: _margins(features, parts, tiles, confounder, settings)),  # noqa: B023
+            ("clustering score", lambda: _clusters(features, parts, tiles, confounder, settings)),  # noqa: B023
+            ("confounding (APD)", lambda: _confounding(features, parts, tiles, confounder, settings, curves)),  # noqa: B023
+        ]
+        for what, step in steps:
+            try:
+                measures += step()
+            except ValueError as error:
+                not_shown.append((f"{what} against {confounder}", str(error)))
+    return Found(measures, _joined(ranks), _joined(curves), not_shown)
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _parts(tiles: PairedSet, labelled: Rows, confounder: str, held: str | None, seed: int) -> Iterator[Rows]:
+    """Rows of each held condition in which classes and confounder cross, thinned out to `MAX_TILES` in all."""
+    values = np.zeros(len(labelled)) if held is None or held not in tiles.frame else tiles.column(held, labelled)
+    parts = [crossed(tiles, labelled[values == value], confounder) for value in np.unique(values)]
+    total = sum(map(len, parts))
+    places = tiles.column("pair_id" if tiles.registered else "key")
+    kept = np.unique(places)
+    if total > MAX_TILES:
+        kept = np.random.default_rng(seed).permutation(kept)[: int(len(kept) * MAX_TILES / total)]
+    for rows in parts:
+        some = crossed(tiles, rows[np.isin(places[rows], kept)], confounder)
+        if len(some):
+            yield some
+
+
+def crossed(tiles: PairedSet, rows: Rows, confounder: str) -> Rows:
+    """The rows left when classes of one confounder and confounders of one class are dropped, until none is."""
+    frame = tiles.frame[["label", confounder]].iloc[rows].reset_index(drop=True)
+    while len(frame):
+        per_class = frame.groupby("label")[confounder].transform("nunique")
+        per_value = frame.groupby(confounder)["label"].transform("nunique")
+        good = (per_class >= 2) & (per_value >= 2)
+        if good.all():
+            break
+        frame = frame[good]
+    return rows[frame.index.to_numpy(np.int64)]
+
+
+def _indices(
+    features: list[torch.Tensor],
+    parts: list[Rows],
+    tiles: PairedSet,
+    confounder: str,
+    settings: Settings,
+    ranks: list[pd.DataFrame],
+) -> list[Measure]:
+    apart = [tiles.column(tiles.apart_column(), rows) for rows in parts]
+    room = min(
+        len(rows) - int(np.unique(group, return_counts=True)[1].max()) for rows, group in zip(parts, apart, strict=True)
+    )
+    if settings.k > room:
+        raise ValueError(
+            f"k = {settings.k} is larger than the gallery: the largest {tiles.apart_column()} leaves {room} tiles to "
+            "compare with"
+        )
+    longest = max(settings.k, *(k for k in settings.sweep if k <= room))
+    lists = [
+        typed_neighbours(
+            x, tiles.column("label", rows), tiles.column(confounder, rows), group, min(room, max(longest, RANKS))
+        )
+        for x, rows, group in zip(features, parts, apart, strict=True)
+    ]
+    everything = np.concatenate(parts)
+    resampler = Resampler(tiles.column(tiles.unit_column(), everything), settings.seed)
+    measures = []
+    for k in sorted({settings.k, *(k for k in settings.sweep if k <= room)}):
+        counts = _pooled([neighbour_counts(each, k) for each in lists])
+        measures += _index_measures(counts, resampler, confounder, k == settings.k)
+    margins = [margin_index(each, settings.k) for each in lists]
+    SO, OS = (np.concatenate([getattr(m, name).numpy() for m in margins]) for name in ("SO", "OS"))
+    if SO.sum() + OS.sum() > 0:
+        drawn = resampler.sums(np.stack([SO, OS], axis=1))
+        value = float(SO.sum() / (SO.sum() + OS.sum()))
+        draws = ratio(drawn[:, 0], drawn.sum(axis=1))
+        measures.append(Measure("mari", confounder, value, len(SO), resampler.n_groups, draws, settings.k))
+    ranks.append(_by_rank(lists, confounder))
+    return measures
+
+
+def _pooled(counts: Sequence[NeighbourCounts]) -> NeighbourCounts:
+    SS, SO, OS, OO = (torch.cat([getattr(each, name) for each in counts]) for name in TYPES)
+    return NeighbourCounts(counts[0].k, SS, SO, OS, OO)
+
+
+def _index_measures(counts: NeighbourCounts, resampler: Resampler, confounder: str, fixed: bool) -> list[Measure]:
+    """The robustness index, and at the fixed k its relatives, with their draws."""
+    found = indices(counts)
+    SS, SO, OS, OO = resampler.sums(torch.stack(counts[1:], dim=1).numpy()).T
+    drawn = {
+        "robustness": ratio(SO, SO + OS),
+        "de_jong": ratio(SS + SO, SS + OS),
+        "ood_performance": ratio(SO, SO + OO),
+        "id_performance": ratio(SS, SS + OS),
+    }
+    names = list(drawn) if fixed else ["robustness"]
+    labels = {"robustness": "robustness_index", "de_jong": "de_jong_index"}
+    return [
+        Measure(
+            labels.get(name, name), confounder, getattr(found, name), found.n, resampler.n_groups, drawn[name], counts.k
+        )
+        for name in names
+    ]
+
+
+def _by_rank(lists: list[Neighbours], confounder: str) -> pd.DataFrame:
+    share = torch.cat([each.share for each in lists]).double().mean(dim=0).numpy()
+    n = sum(len(each.share) for each in lists)
+    rank = np.repeat(np.arange(1, len(share) + 1), len(TYPES))
+    kinds = np.tile(TYPES, len(share))
+    return pd.DataFrame({"confounder": confounder, "rank": rank, "type": kinds, "share": share.ravel(), "n": n})
+
+
+def _margins(
+    features: list[torch.Tensor], parts: list[Rows], tiles: PairedSet, confounder: str, settings: Settings
+) -> list[Measure]:
+    found = [
+        robustness_margins(
+            x,
+            tiles.column("label", rows),
+            tiles.column(confounder, rows),
+            tiles.column(tiles.apart_column(), rows),
+            settings.margin_m,
+        ).margin
+        for x, rows in zip(features, parts, strict=True)
+    ]
+    margin = torch.cat(found)
+    summary = summarise_margins(margin, settings.margin_m)
+    if not summary.n:
+        raise ValueError(summary.reason)
+    resampler = Resampler(tiles.column(tiles.unit_column(), np.concatenate(parts)), settings.seed)
+    median, ltm10, f0 = margin_draws(margin.numpy(), resampler.weights())
+    values = (summary.median, summary.ltm10, summary.f0)
+    return [
+        Measure(f"croma_{name}", confounder, value, summary.n, resampler.n_groups, drawn, settings.margin_m)
+        for name, value, drawn in zip(("median", "ltm10", "f0"), values, (median, ltm10, f0), strict=True)
+    ]
+
+
+def margin_draws(margin: npt.NDArray[np.float64], weights: npt.NDArray[np.float32]) -> tuple[Draws, Draws, Draws]:
+    """Median, mean of the lowest tenth and share at or below 0, of margins weighted by each resample.
+
+    Args:
+        margin: (n,) NaN where undefined.
+        weights: (resamples, n).
+
+    Returns:
+        Three arrays, (resamples,).
+    """
+    order = np.flatnonzero(np.isfinite(margin))
+    order = order[np.argsort(margin[order], kind="stable")]
+    m, w = margin[order], weights[:, order].astype(np.float64)
+    total = np.cumsum(w, axis=1)
+    whole = total[:, -1:]
+    median = m[np.argmax(total >= whole / 2, axis=1)]
+    in_tail = total - w < TAIL * whole
+    ltm10 = ratio((w * in_tail) @ m, (w * in_tail).sum(axis=1))
+    f0 = ratio(w @ (m <= 0), whole[:, 0])
+    return median, ltm10, f0
+
+
+def _clusters(
+    features: list[torch.Tensor], parts: list[Rows], tiles: PairedSet, confounder: str, settings: Settings
+) -> list[Measure]:
+    quads = []
+    n = 0
+    for x, rows in zip(features, parts, strict=True):
+        found = clustering_score(
+            x,
+            tiles.column("label", rows),
+            tiles.column(confounder, rows),
+            clusters=settings.clusters,
+            trials=settings.trials,
+            seed=settings.seed,
+        )
+        quads += [quad.score for quad in found.quads]
+        n += found.n
+    scores = np.array(quads)
+    draws = Resampler(np.arange(len(scores)), settings.seed).means(scores) if len(scores) > 2 else None
+    return [Measure("clustering_score", confounder, float(scores.mean()), n, len(scores), draws)]
+
+
+def _confounding(
+    features: list[torch.Tensor],
+    parts: list[Rows],
+    tiles: PairedSet,
+    confounder: str,
+    settings: Settings,
+    curves: list[pd.DataFrame],
+) -> list[Measure]:
+    x, rows = features[0].numpy(), parts[0]
+    groups = tiles.column(tiles.unit_column(), rows)
+    values = tiles.column(confounder, rows)
+    if tiles.registered:
+        # A place is taken under one scanner only, or training and test would share tissue.
+        names = np.unique(groups)
+        chosen = dict(
+            zip(names, np.random.default_rng(settings.seed).choice(np.unique(values), len(names)), strict=True)
+        )
+        one = np.array([chosen[g] == v for g, v in zip(groups, values, strict=True)])
+        x, rows, groups, values = x[one], rows[one], groups[one], values[one]
+    labels = tiles.column("label", rows)
+    full = [c for c in np.unique(labels) if _slides_per_cell(labels == c, values, groups) >= 3]
+    keep = np.isin(labels, full)
+    if len(full) < 2:
+        raise ValueError(
+            f"training, validation and test need 3 groups of each of two classes under every {confounder}; "
+            f"{len(full)} classes have that"
+        )
+    found = confounded_accuracy(
+        x[keep] / x[keep].std(),
+        labels[keep],
+        values[keep],
+        groups[keep],
+        splits=settings.splits,
+        repetitions=settings.repetitions,
+        strengths=settings.strengths,
+        seed=settings.seed,
+    )
+    drop = average_performance_drop(found.in_domain)
+    drawn = Resampler(np.arange(drop.n), settings.seed).means(performance_drops(found.in_domain))
+    spread = 1.96 * found.in_domain.std(axis=1, ddof=1) / np.sqrt(found.in_domain.shape[1])
+    mean = found.in_domain.mean(axis=1)
+    curves.append(
+        pd.DataFrame(
+            {
+                "confounder": confounder,
+                "cramers_v": found.cramers_v,
+                "domain": "in",
+                "accuracy": mean,
+                "low": mean - spread,
+                "high": mean + spread,
+                "n": found.n_in_domain,
+            }
+        )
+    )
+    return [Measure("apd", confounder, drop.apd, found.n_in_domain, drop.n, drawn if drop.n > 1 else None)]
+
+
+def _slides_per_cell(
+    of_class: npt.NDArray[np.bool_], values: npt.NDArray[np.str_], groups: npt.NDArray[np.str_]
+) -> int:
+    return min(len(np.unique(groups[of_class & (values == value)])) for value in np.unique(values))

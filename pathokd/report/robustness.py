@@ -1,0 +1,58 @@
+"""Robustness as CSV and JSON for programs, and as a table for a terminal."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from pathokd.evaluate.robustness import Robustness
+from pathokd.files import atomic_path, write_json
+
+SHOWN = ("cosine_mean", "separation_mean", "topk_mean", "plism", "robustness_index")
+"""Measures in the terminal; the files hold all of them."""
+
+
+def write_robustness(result: Robustness, out: str | Path) -> None:
+    """Write every table that is not empty as OUT/NAME.csv, and measures, differences and facts as robustness.json."""
+    folder = Path(out)
+    for name, table in {**result.tables, "models": result.models, "not_shown": result.not_shown}.items():
+        if len(table):
+            with atomic_path(folder / f"{name}.csv") as part:
+                table.to_csv(part, index=False)
+    kept = {name: _records(result.tables[name]) for name in ("measures", "differences")}
+    others = {"models": _records(result.models), "not_shown": _records(result.not_shown)}
+    write_json(folder / "robustness.json", {"facts": result.facts, **kept, **others})
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, object]]:
+    """Rows as JSON has them: what is not a number is null."""
+    records: list[dict[str, object]] = json.loads(table.to_json(orient="records"))
+    return records
+
+
+def robustness_table(result: Robustness) -> Table:
+    """Models as columns, one line per measure, value and interval; n in the caption."""
+    measures = result.tables["measures"]
+    measures = measures[measures["name"].isin(SHOWN)]
+    facts = result.facts
+    counts = f"{facts['n_places']} places, {facts['n_tiles']} tiles"
+    table = Table(caption=f"{counts}; 95 % intervals by resampling {facts['resampled']}.", caption_justify="left")
+    table.add_column("")
+    names = list(result.models["name"])
+    for name in names:
+        table.add_column(name, justify="right")
+    labels = (
+        measures["name"] + measures["k"].map(lambda k: "" if pd.isna(k) else f" k={k:g}") + ", " + measures["group"]
+    )
+    for label, rows in measures.groupby(labels, sort=False):
+        by_model = rows.set_index("model")
+        table.add_row(str(label), *(_cell(by_model, model) for model in names))
+    return table
+
+
+def _cell(rows: pd.DataFrame, model: str) -> str:
+    if model not in rows.index:
+        return "-"
+    row = rows.loc[model]
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
