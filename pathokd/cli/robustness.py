@@ -1,4 +1,4 @@
-"""`pathokd robustness`: models or features against pairs, into tables."""
+"""`pathokd robustness`: models or features against pairs, into tables, figures and one page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +21,7 @@ def robustness(
     turn_tiles: int = 128,
     severity_tiles: int = 0,
     compat: Literal["plism"] | None = None,
+    thorough: bool = False,
     batch_size: int = 32,
     workers: int = 2,
     device: str = "auto",
@@ -33,7 +34,7 @@ def robustness(
     Args:
         models: NAME=MODEL, or models: cards, exported folders, or features; differences are taken from the first.
         pairs: Paired manifest (CSV, Parquet), packed folder, PLISM's files, or a folder per scanner.
-        out: Folder for tables as CSV and robustness.json; a run that was cut off goes on.
+        out: Folder for report.html, figures, tables as CSV and robustness.json; a run that was cut off goes on.
         readout: How tokens become one vector, the same for all models.
         k: Nearest tiles that count as found.
         n_tiles: Places that take part in retrieval, drawn by the seed; all by default.
@@ -42,6 +43,7 @@ def robustness(
         turn_tiles: Tiles turned and flipped; 0 leaves this out.
         severity_tiles: Labelled tiles changed by every simulated factor; 0 leaves this out, 200 takes minutes.
         compat: plism rounds as the published benchmark does.
+        thorough: Clusters and confounding with the published searches and repetitions: far longer.
         batch_size: Tiles per forward pass.
         workers: Threads that read tiles.
         device: auto, cpu, cuda or mps.
@@ -53,10 +55,12 @@ def robustness(
 
     from pathokd.evaluate.paired_readers import open_pairs
     from pathokd.evaluate.robustness import RobustnessSpec, measure_robustness, read_index
+    from pathokd.report.robust_page import write_page
+    from pathokd.report.robust_words import headlines
     from pathokd.report.robustness import robustness_table, write_robustness
 
     spec = RobustnessSpec(
-        tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, seed, _torch_device(device)
+        tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, _torch_device(device)
     )
     named = [_named(text) for text in models]
     if len({name for name, _ in named}) < len(named):
@@ -70,10 +74,15 @@ def robustness(
     ]
     result = measure_robustness(opened, tiles, out, spec, indices=indices, overwrite=overwrite)
     write_robustness(result, out)
-    Console().print(robustness_table(result))
+    write_page(result, out)
+    table = robustness_table(result)
+    if table.row_count:
+        Console().print(table)
     for row in result.not_shown.itertuples():
         print(f"Not shown ({row.model}): {row.what}: {row.why}")
-    print(f"All numbers with n and interval: {out}/measures.csv, {out}/robustness.json")
+    for sentence in headlines(result):
+        print(sentence)
+    print(f"To look at: {out}/report.html; all numbers with n and interval: {out}/measures.csv, {out}/robustness.json")
     return 0
 
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathokd.data.packed import INDEX_NAME, PackedTiles, decode
+from pathokd.data.places import place_ids
 from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import ALIASES, PairedSet, Read, prepare
-from pathokd.evaluate.pairs import place_ids
 from pathokd.metrics.aggregate import plism_condition
 from pathokd.slides.manifest import TileManifest, TileSpec, typed
 from pathokd.slides.slide import Slide

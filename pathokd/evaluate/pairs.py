@@ -11,8 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
+from pathokd.data.places import centre_um, place_ids, tile_um
 from pathokd.errors import ManifestError
 from pathokd.types import FloatArray, IntArray
+
+__all__ = ["RegisteredPair", "match_places", "place_ids", "registered_pairs", "require_columns"]
 
 TOLERANCE = 0.05
 """Largest distance of two tiles of one place, as a share of the tile's side."""
@@ -31,29 +34,6 @@ class RegisteredPair(NamedTuple):
     """(n,) rows of the same places under the second."""
 
 
-def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Tile positions in microns from the slide's corner, (n, 2)."""
-    mpp0 = frame["mpp_level0"].to_numpy(np.float64)[:, None]
-    half = _tile_um(frame)[:, None] / 2
-    centre: npt.NDArray[np.float64] = frame[["x", "y"]].to_numpy(np.float64) * mpp0 + half
-    return centre
-
-
-def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.str_]:
-    """One name per place: tiles of a case whose positions round to the same tile-sized square.
-
-    Args:
-        frame: Manifest or packed index.
-        case_column: The column whose equal values are registered with each other.
-
-    Returns:
-        Names, shape (n,).
-    """
-    cell = np.rint((centre_um(frame) / _tile_um(frame)[:, None]) - 0.5).astype(int)
-    cases = frame[case_column].astype(str).to_numpy()
-    return np.array([f"{case}/{x}/{y}" for case, (x, y) in zip(cases, cell, strict=True)], dtype=np.str_)
-
-
 def registered_pairs(frame: pd.DataFrame, vary: str, hold: str, case_column: str = "case") -> list[RegisteredPair]:
     """Every pair of values of `vary` under the same value of `hold`, with the tiles they have in common.
 
@@ -70,7 +50,7 @@ def registered_pairs(frame: pd.DataFrame, vary: str, hold: str, case_column: str
         ManifestError: A column is missing.
     """
     require_columns(frame, (vary, hold, case_column, "x", "y", "mpp", "mpp_level0", "tile_px"))
-    position, side = centre_um(frame), _tile_um(frame)
+    position, side = centre_um(frame), tile_um(frame)
     keys = zip(*(frame[name].astype(str) for name in (hold, case_column, vary)), strict=True)
     found: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(keys):
@@ -122,8 +102,3 @@ def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
             f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
             f"(there are {', '.join(map(str, frame))})."
         )
-
-
-def _tile_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
-    side: npt.NDArray[np.float64] = frame["tile_px"].to_numpy(np.float64) * frame["mpp"].to_numpy(np.float64)
-    return side

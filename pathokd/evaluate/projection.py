@@ -29,8 +29,8 @@ def projections(model: ModelFeatures, tiles: PairedSet, seed: int = 0) -> pd.Dat
     """
     rows = thin(tiles, np.arange(len(tiles)), POINTS, seed)
     unit = unit_rows(torch.from_numpy(model.load(rows))).numpy()
-    if min(unit.shape) < 2:
-        return pd.DataFrame()
+    if min(unit.shape) < 2 or not (unit.std(axis=0) > 1e-6).any():
+        return pd.DataFrame()  # a collapsed model has no axes
     pca = PCA(2, random_state=seed).fit(unit)
     axes = pca.transform(unit)
     # The sign of an axis is free; the larger tail points to the right.

@@ -52,6 +52,12 @@ class Settings(NamedTuple):
     strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     seed: int = 0
 
+    @classmethod
+    def published(cls, k: int, seed: int) -> "Settings":
+        """The searches and repetitions of PathoROB, which take some hundred times as long as the defaults."""
+        strengths = tuple(float(C) for C in 10 ** np.linspace(-8, 4, 15))
+        return cls(k, clusters=tuple(range(2, 31)), trials=50, splits=8, repetitions=20, strengths=strengths, seed=seed)
+
 
 class Found(NamedTuple):
     """Measures of one model against all confounders."""
@@ -309,8 +315,11 @@ def _confounding(
             f"training, validation and test need 3 groups of each of two classes under every {confounder}; "
             f"{len(full)} classes have that"
         )
+    scale = float(x[keep].std())
+    if scale == 0:
+        raise ValueError("features of all tiles are the same, so no probe can learn from them")
     found = confounded_accuracy(
-        x[keep] / x[keep].std(),
+        x[keep] / scale,
         labels[keep],
         values[keep],
         groups[keep],

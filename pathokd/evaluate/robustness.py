@@ -57,6 +57,7 @@ class RobustnessSpec:
         turn_tiles: Tiles turned and flipped; 0 leaves this out.
         severity_tiles: Tiles changed by every simulated factor; 0 leaves this out.
         compat: `plism` rounds as the published benchmark does.
+        thorough: Clusters and confounding with the published searches and repetitions.
         seed: Of folds, subsets and resampling.
         device: Where matrices of pairs are multiplied: `cpu`, `cuda` or `mps`.
     """
@@ -67,6 +68,7 @@ class RobustnessSpec:
     turn_tiles: int = 128
     severity_tiles: int = 0
     compat: Compat = None
+    thorough: bool = False
     seed: int = 0
     device: str = "cpu"
 
@@ -178,7 +180,7 @@ def _one_model(
         whats = "cosine, separation and top-k of registered pairs"
         not_shown.append((whats, "the tiles are not registered: no column pair_id names places seen twice"))
     for part in (
-        measure_neighbours(model, tiles, NeighbourSettings(k=spec.neighbour_k, seed=spec.seed)),
+        measure_neighbours(model, tiles, _neighbour_settings(spec)),
         measure_probes(model, tiles, spec.seed),
         measure_views(model, tiles, turn_tiles=spec.turn_tiles, severity_tiles=spec.severity_tiles, seed=spec.seed),
     ):
@@ -188,6 +190,12 @@ def _one_model(
     found["projection"] = projections(model, tiles, spec.seed)
     found["measures"] = pd.DataFrame([_row(measure) for measure in measures])
     return {**found, "_measures": measures, "_not_shown": not_shown}
+
+
+def _neighbour_settings(spec: RobustnessSpec) -> NeighbourSettings:
+    if spec.thorough:
+        return NeighbourSettings.published(spec.neighbour_k, spec.seed)
+    return NeighbourSettings(k=spec.neighbour_k, seed=spec.seed)
 
 
 def _subset(n_places: int, spec: RobustnessSpec) -> npt.NDArray[np.int64] | None:

@@ -36,6 +36,8 @@ def robustness_table(result: Robustness) -> Table:
     measures = result.tables["measures"]
     measures = measures[measures["name"].isin(SHOWN)]
     facts = result.facts
+    other_k = (measures["name"] == "robustness_index") & (measures["k"] != facts["settings"]["neighbour_k"])
+    measures = measures[~other_k]
     counts = f"{facts['n_places']} places, {facts['n_tiles']} tiles"
     table = Table(caption=f"{counts}; 95 % intervals by resampling {facts['resampled']}.", caption_justify="left")
     table.add_column("")

@@ -1,0 +1,57 @@
+"""What several figures share: lines over a column with their intervals, legends, words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pathokd.report.style import LINES, colours, markers
+from pathokd.types import FloatArray
+
+
+def word(column: str) -> str:
+    """What a column is called in prose."""
+    return {"stain": "staining", "label": "tissue"}.get(column, column)
+
+
+def lines(ax: Axes, table: pd.DataFrame, x: str, models: Sequence[str], y: str = "value") -> None:
+    """One line per model over `x`, with bars for intervals."""
+    colour, marker = colours(models), markers(models)
+    values = sorted(table[x].unique())
+    step = min(np.diff(values), default=1.0)
+    for number, model in enumerate(models):
+        part = table[table["model"] == model].sort_values(x)
+        if part.empty:
+            continue
+        shift = 0.08 * step * (number - (len(models) - 1) / 2) if len(values) < 12 else 0.0
+        ax.errorbar(
+            part[x].to_numpy(float) + shift,
+            part[y],
+            yerr=bars(part, y),
+            color=colour[model],
+            marker=marker[model],
+            ms=4,
+            lw=1.5,
+            ls=LINES[number % len(LINES)],
+            capsize=0,
+            elinewidth=1,
+            label=model,
+        )
+    ax.grid(axis="y")
+
+
+def bars(part: pd.DataFrame, y: str = "value") -> FloatArray:
+    """Lengths of error bars below and above, (2, n): 0 where there is no interval."""
+    lengths: FloatArray = np.nan_to_num(
+        np.stack([part[y] - part["low"], part["high"] - part[y]]).clip(0).astype(np.float64)
+    )
+    return lengths
+
+
+def legend(made: Figure, ax: Axes, columns: int = 4) -> None:
+    """The lines of one panel, named below the figure."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) > 1:
+        made.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=8)

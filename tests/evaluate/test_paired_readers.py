@@ -1,0 +1,276 @@
+"""Every layout that pairs and features come in, aligned by name whatever the order; every bad input, one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pathokd.data.packed import PackedTiles
+from pathokd.embed import Embedder, embed_packed, write_embeddings
+from pathokd.errors import ManifestError, StoreError
+from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
+from pathokd.evaluate.paired_readers import open_pairs
+from pathokd.evaluate.paired_set import PairedSet
+from pathokd.evaluate.robustness import read_index
+from pathokd.files import make_header
+from pathokd.models import Encoder
+from pathokd.types import Rgb
+
+SLIDES = ("GMH_S60_to_GMH_S60.tif", "GMH_AT2_to_GMH_S60.tif", "HR_S60_to_GMH_S60.tif")
+COORDS = [(448, 0), (0, 224), (0, 0), (224, 224)]
+"""Not in the order of (x, y)."""
+
+
+def tile(slide: str, x: int, y: int) -> Rgb:
+    return np.full((8, 8, 3), (SLIDES.index(slide) * 60 + x // 224 * 10 + y // 224) % 256, np.uint8)
+
+
+def png_bytes(rgb: Rgb) -> bytes:
+    return bytes(cv2.imencode(".png", rgb[..., ::-1])[1])
+
+
+def check_plism(tiles: PairedSet) -> None:
+    """Conditions by the file name, places sorted by (x, y), pictures of the right place."""
+    assert {name: tuple(c) for name, c in tiles.conditions.items()} == {
+        "GMH_S60": ("GMH", "S60"),
+        "GMH_AT2": ("GMH", "AT2"),
+        "HR_S60": ("HR", "S60"),
+    }
+    assert tiles.places.tolist() == ["0_0", "0_224", "224_224", "448_0"]
+    assert tiles.read is not None
+    for rows in tiles.rows.values():
+        for place, row in zip(tiles.places, rows, strict=True):
+            x, y = map(int, place.split("_"))
+            assert np.array_equal(tiles.read(int(row)), tile(tiles.frame["slide_id"].iloc[row], x, y))
+
+
+@pytest.fixture
+def plism(tmp_path: Path) -> Path:
+    folder = tmp_path / "plism"
+    folder.mkdir()
+    for number, slide in enumerate(SLIDES):
+        with h5py.File(folder / f"{slide}.h5", "w") as file:
+            for x, y in np.roll(COORDS, number, axis=0):
+                file[f"tile_0_{x}_{y}"] = tile(slide, x, y)
+    return folder
+
+
+def test_plism_h5(plism: Path) -> None:
+    check_plism(open_pairs(plism))
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_plism_tile_parquet(tmp_path: Path, struct: bool) -> None:
+    rows = [(slide, f"tile_0_{x}_{y}", png_bytes(tile(slide, x, y))) for slide in SLIDES for x, y in COORDS]
+    order = np.random.default_rng(0).permutation(len(rows))
+    png = [{"bytes": rows[i][2], "path": None} if struct else rows[i][2] for i in order]
+    table = pa.table({"slide_id": [rows[i][0] for i in order], "tile_id": [rows[i][1] for i in order], "png": png})
+    pq.write_table(table.slice(0, 7), tmp_path / "a.parquet", row_group_size=2)
+    pq.write_table(table.slice(7), tmp_path / "b.parquet", row_group_size=3)
+    check_plism(open_pairs(tmp_path))
+
+
+def test_plism_features_are_aligned_by_coordinates(plism: Path, tmp_path: Path) -> None:
+    tiles = open_pairs(plism)
+    rng = np.random.default_rng(0)
+    made = {(slide, x, y): rng.standard_normal(5).astype(np.float32) for slide in SLIDES for x, y in COORDS}
+    for number, slide in enumerate(SLIDES):
+        # The published tools keep .tif in the name in one mode and drop it in the other.
+        folder = tmp_path / "export" / (slide if number else slide.removesuffix(".tif"))
+        folder.mkdir(parents=True)
+        order = np.random.default_rng(number).permutation(len(COORDS))
+        rows = [[0, *COORDS[i], *made[slide, *COORDS[i]]] for i in order]
+        np.save(folder / "features.npy", np.array(rows, np.float32))
+    assert holds_features(tmp_path / "export")
+    found = stored_features("m", tmp_path / "export", tiles)
+    for rows in tiles.rows.values():
+        for place, vector in zip(tiles.places, found.load(rows), strict=True):
+            x, y = map(int, place.split("_"))
+            slide = str(tiles.frame["slide_id"].iloc[rows[0]])
+            assert np.array_equal(vector, made[slide, x, y])
+    (tmp_path / "export" / SLIDES[1] / "features.npy").unlink()
+    with pytest.raises(StoreError, match=r"m has no features of 1 of 3 slides \(GMH_AT2"):
+        stored_features("m", tmp_path / "export", tiles)
+
+
+def test_a_folder_per_scanner(tmp_path: Path) -> None:
+    for scanner in ("HE_AT2", "HE_S60"):
+        (tmp_path / scanner).mkdir()
+        for place in ("one", "two", "three"):
+            value = len(place) * 20 + len(scanner)
+            (tmp_path / scanner / f"{place}.png").write_bytes(png_bytes(np.full((4, 4, 3), value, np.uint8)))
+    tiles = open_pairs(tmp_path)
+    assert set(tiles.conditions.values()) == {("HE", "AT2"), ("HE", "S60")}
+    assert set(tiles.places) == {"one", "two", "three"}
+    assert tiles.read is not None
+    assert int(tiles.read(int(tiles.rows["HE_AT2"][0]))[0, 0, 0]) == len(tiles.places[0]) * 20 + 6
+
+
+def test_packed_pairs_and_a_manifest_of_slides_give_the_same_features(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    tiles = open_pairs(packed.folder)
+    assert len(tiles.places) == 72
+    for rows in tiles.rows.values():
+        assert tiles.column("pair_id", rows).tolist() == tiles.places.tolist()
+    embedder = Embedder(encoders["student"], batch_size=32)
+    made = model_features("m", embedder, tiles, tmp_path / "cache")
+    frame = tiles.frame.sample(frac=1.0, random_state=1)
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    again = open_pairs(tmp_path / "pairs.csv")
+    assert set(again.places) == set(tiles.places)
+    assert again.read is not None
+    assert tiles.read is not None
+    row = int(np.flatnonzero(again.frame["key"] == tiles.frame["key"].iloc[5])[0])
+    assert np.array_equal(again.read(row), tiles.read(5))
+
+    whole = embed_packed(embedder, packed)
+    for slide, part in whole.tiles.groupby("slide_id"):
+        rows = part.sample(frac=1.0, random_state=2).index.to_numpy()
+        write_embeddings(
+            tmp_path / "h5" / f"{slide}.h5",
+            whole.features[rows],
+            whole.tiles[["x", "y"]].to_numpy()[rows],
+            flag=np.full(len(rows), "", object),
+            tissue_fraction=np.ones(len(rows), np.float32),
+            header=make_header("embeddings/1", {}),
+            coords_attrs={},
+            features_attrs={},
+        )
+    stored = stored_features("m", tmp_path / "h5", again)
+    key = pd.Series(np.arange(len(tiles)), index=tiles.frame["key"])
+    every = np.arange(len(again))
+    assert np.array_equal(stored.load(every), made.load(key[again.frame["key"]].to_numpy()))
+
+
+def test_kept_features_are_used_again_and_only_for_the_same_model(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    tiles = open_pairs(packed.folder)
+    student = Embedder(encoders["student"], batch_size=32)
+    first = model_features("m", student, tiles, tmp_path / "cache")
+    rows = np.arange(3)
+    before = first.load(rows)
+    block = next((tmp_path / "cache").glob("*.npy"))
+    np.save(block, np.load(block) + 1)
+    second = model_features("m", student, tiles, tmp_path / "cache")
+    assert np.array_equal(second.load(rows), before + 1)
+    assert second.identity == first.identity
+    with pytest.raises(StoreError, match=r"was made with .*pass --overwrite"):
+        model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
+
+
+def test_pathorob_columns_and_features(tmp_path: Path) -> None:
+    rows = [
+        {
+            "subset": "ID",
+            "slide_id": f"s{i % 4}",
+            "patch_id": str(i),
+            "biological_class": "ab"[i % 2],
+            "medical_center": "XY"[i // 10],
+        }
+        for i in range(20)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "camelyon.csv", index=False)
+    tiles = open_pairs(tmp_path / "camelyon.csv")
+    assert not tiles.registered
+    assert tiles.frame[["label", "site"]].iloc[0].tolist() == ["a", "X"]
+    for centre in "XY":
+        some = [row for row in rows if row["medical_center"] == centre]
+        arrays: dict[str, Any] = {
+            f"{r['slide_id']}-{r['patch_id']}": np.full(3, float(r["patch_id"]) + 1) for r in some
+        }
+        np.savez(tmp_path / f"{centre}.npz", **arrays)
+    found = stored_features("m", tmp_path, tiles)
+    assert found.load(np.array([7, 19]))[:, 0].tolist() == [8.0, 20.0]
+
+
+GOOD = {"pair_id": ["p", "q", "p", "q"], "stain": ["HE"] * 4, "scanner": ["A", "A", "B", "B"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"pair_id": ["p", "q", "p", "r"]}, r"2 of 4 rows are unpaired \(place q"),
+        ({"pair_id": ["p", "p", "p", "q"]}, "place p occurs more than once under HE_A"),
+        ({"pair_id": ["p", "", "p", ""]}, "2 rows have no pair_id"),
+        ({"scanner": ["A"] * 4, "pair_id": list("pqrs")}, r"one staining and one scanner only \(HE_A\)"),
+        ({"scanner": list("ABAC"), "pair_id": list("ppqq")}, "only 0 places are seen under all 3 conditions"),
+    ],
+)
+def test_bad_manifests(columns: dict[str, list[str]], sentence: str, tmp_path: Path) -> None:
+    pd.DataFrame({**GOOD, **columns}).to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(ManifestError, match=sentence) as caught:
+        open_pairs(tmp_path / "pairs.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_unpaired_rows_may_be_left_out(tmp_path: Path) -> None:
+    table = {name: [*values, *values, values[0]] for name, values in GOOD.items()}
+    table["pair_id"] = ["p", "q", "p", "q", "r", "s", "r", "s", "alone"]
+    pd.DataFrame(table).to_csv(tmp_path / "pairs.csv", index=False)
+    tiles = open_pairs(tmp_path / "pairs.csv", drop_unpaired=True)
+    assert tiles.places.tolist() == ["p", "q", "r", "s"]
+    assert tiles.notes == ("1 of 9 tiles show places seen once and are left out.",)
+
+
+def test_bad_places_to_look(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="does not exist"):
+        open_pairs(tmp_path / "none.csv")
+    with pytest.raises(ManifestError, match="holds nothing to pair"):
+        open_pairs(tmp_path)
+    (tmp_path / "pairs.txt").write_text("x")
+    with pytest.raises(ManifestError, match=r"\.csv or \.parquet"):
+        open_pairs(tmp_path / "pairs.txt")
+    pd.DataFrame({"a": [1]}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ManifestError, match="pair_id, stain and scanner"):
+        open_pairs(tmp_path / "a.csv")
+    pd.DataFrame({"pair_id": [], "scanner": []}).to_csv(tmp_path / "empty.csv", index=False)
+    with pytest.raises(ManifestError, match="holds no tiles"):
+        open_pairs(tmp_path / "empty.csv")
+    (tmp_path / "bad.tif.h5").write_bytes(b"no HDF5")
+    with pytest.raises(ManifestError, match="truncated or no HDF5"):
+        open_pairs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda x: np.where(np.arange(4)[:, None] == 1, np.nan, x), "NaN or infinite features for 1 of 4 tiles"),
+        (lambda x: np.where(np.arange(4)[:, None] == 2, 0.0, x), "zero features for 1 of 4 tiles"),
+    ],
+)
+def test_bad_features(spoil: Any, sentence: str, tmp_path: Path, encoders: dict[str, Encoder]) -> None:
+    pd.DataFrame({**GOOD, "key": list("abcd")}).to_csv(tmp_path / "pairs.csv", index=False)
+    tiles = open_pairs(tmp_path / "pairs.csv")
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    np.savez(tmp_path / "bad.npz", key=np.array(list("abcd")), features=spoil(x))
+    with pytest.raises(StoreError, match=sentence):
+        stored_features("m", tmp_path / "bad.npz", tiles)
+    np.savez(tmp_path / "few.npz", key=np.array(list("abc")), features=x[:3])
+    with pytest.raises(StoreError, match=r"m lacks 1 of 4 tiles \(d"):
+        stored_features("m", tmp_path / "few.npz", tiles)
+    with pytest.raises(StoreError, match="holds no features"):
+        stored_features("m", tmp_path / "nowhere", tiles)
+    with pytest.raises(ManifestError, match="names no pictures"):
+        model_features("m", Embedder(encoders["student"]), tiles, tmp_path / "cache")
+
+
+def test_published_subsets(plism: Path, tmp_path: Path) -> None:
+    tiles = open_pairs(plism)
+    np.save(tmp_path / "two.npy", np.array([3, 0]))
+    assert read_index(tmp_path / "two.npy", tiles).tolist() == [3, 0]
+    for bad in ([0, 4], [1, 1], [0.5, 1.0], [2]):
+        np.save(tmp_path / "bad.npy", np.array(bad))
+        with pytest.raises(StoreError, match="each 0 to 3 and at most once"):
+            read_index(tmp_path / "bad.npy", tiles)
+    (tmp_path / "text.npy").write_text(json.dumps([1, 2]))
+    with pytest.raises(StoreError, match=r"should be a \.npy file"):
+        read_index(tmp_path / "text.npy", tiles)

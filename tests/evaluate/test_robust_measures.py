@@ -1,0 +1,176 @@
+"""Robustness measures on made-up features whose answers are known, and draws against plain loops."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pathokd.evaluate.paired_features import ModelFeatures
+from pathokd.evaluate.paired_set import PairedSet, prepare
+from pathokd.evaluate.resampling import Measure, Resampler
+from pathokd.evaluate.robust_neighbours import Settings, crossed, margin_draws, measure_neighbours
+from pathokd.evaluate.robust_probes import measure_probes, thin
+from pathokd.evaluate.robust_retrieval import measure_retrieval
+from pathokd.evaluate.robust_views import measure_views
+from pathokd.metrics.neighbours import typed_neighbours
+from pathokd.metrics.robustness import robustness_index, summarise_margins
+
+PLACES = 48
+
+
+def made(dim: int = 8) -> tuple[PairedSet, np.ndarray, np.ndarray]:
+    """Two stainings, two scanners, two classes, eight cases: the set, features of its places, who is under B."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"pair_id": f"p{p}", "stain": stain, "scanner": scanner, "label": "ab"[p % 2], "case": f"c{p // 2 % 8}"}
+        for stain in ("HE", "violet")
+        for scanner in ("A", "B")
+        for p in range(PLACES)
+    ]
+    frame = pd.DataFrame(rows).sample(frac=1.0, random_state=0, ignore_index=True)
+    tiles = prepare(frame, "made up")
+    place = rng.standard_normal((PLACES, dim))
+    place[::2] += 2.0
+    number = tiles.frame["pair_id"].str[1:].astype(int).to_numpy()
+    return tiles, place[number], (tiles.frame["scanner"] == "B").to_numpy()
+
+
+def model(x: np.ndarray) -> ModelFeatures:
+    return ModelFeatures("m", str(x.sum()), x.astype(np.float32).__getitem__)
+
+
+def value(measures: list[Measure], name: str, group: str, k: int | None = None) -> Measure:
+    (found,) = [m for m in measures if (m.name, m.group) == (name, group) and k in (None, m.k)]
+    return found
+
+
+def test_draws_equal_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    groups, x = rng.integers(0, 7, 40), rng.standard_normal((40, 2))
+    resampler = Resampler(groups, seed=3, resamples=50)
+    for draw, sums, means in zip(resampler.times, resampler.sums(x), resampler.means(x), strict=True):
+        rows = np.concatenate([np.repeat(np.flatnonzero(groups == g), int(t)) for g, t in enumerate(draw)])
+        assert sums == pytest.approx(x[rows].sum(axis=0), abs=1e-9)
+        assert means == pytest.approx(x[rows].mean(axis=0), abs=1e-9)
+
+
+def test_every_place_found_again_and_none(tmp_path: Path) -> None:
+    tiles, place, _ = made()
+    units = tiles.column("case", tiles.rows["HE_A"])
+    found = measure_retrieval(model(place), tiles, Resampler(units), tmp_path)
+    for group in ("cross-scanner", "cross-staining", "both"):
+        top = value(found.measures, "topk_mean", group, 1)
+        assert (top.value, top.interval, top.n, top.n_groups) == (1.0, (1.0, 1.0), PLACES, 8)
+    assert value(found.measures, "plism", "all").value == pytest.approx(1.0)
+    shuffled = np.random.default_rng(1).standard_normal(place.shape)
+    found = measure_retrieval(model(shuffled), tiles, Resampler(units), tmp_path)
+    top = value(found.measures, "topk_mean", "cross-scanner", 10)
+    # Four standard deviations of 4 x 48 independent queries.
+    assert top.value == pytest.approx(10 / (2 * PLACES - 1), abs=4 * 0.022)
+    assert found.distribution.groupby("group")["count"].sum()["all"] == 6 * PLACES
+
+
+def test_kept_pairs_are_read_back_and_one_missing_is_made_again(tmp_path: Path) -> None:
+    tiles, place, _ = made()
+    resampler = Resampler(tiles.column("case", tiles.rows["HE_A"]))
+    noisy = model(place + np.random.default_rng(2).standard_normal(place.shape))
+    first = measure_retrieval(noisy, tiles, resampler, tmp_path)
+    kept = sorted(tmp_path.rglob("*.npz"))
+    assert len(kept) == 6
+    times = {path: path.stat().st_mtime_ns for path in kept[1:]}
+    kept[0].unlink()
+    again = measure_retrieval(noisy, tiles, resampler, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in kept[1:]} == times
+    pd.testing.assert_frame_equal(first.pairs, again.pairs, rtol=1e-5, atol=1e-6)
+
+
+def test_robustness_index_pools_stainings() -> None:
+    tiles, place, other = made()
+    x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)
+    found = measure_neighbours(model(x), tiles, Settings(k=5))
+    SO = OS = 0.0
+    for stain in ("HE", "violet"):
+        rows = np.flatnonzero(tiles.frame["stain"] == stain)
+        columns = [tiles.column(name, rows) for name in ("label", "scanner", "case")]
+        near = typed_neighbours(torch.from_numpy(x[rows].astype(np.float32)), *columns, k=5)
+        share = near.share.sum(dim=(0, 1))
+        SO, OS = SO + float(share[1]), OS + float(share[2])
+        assert robustness_index(near, [5])[0].n == 2 * PLACES
+    got = value(found.measures, "robustness_index", "scanner", 5)
+    assert got.value == pytest.approx(SO / (SO + OS))
+    assert got.interval[0] <= got.value <= got.interval[1]
+    assert (got.n, got.n_groups) == (4 * PLACES, 8)
+    shares = found.ranks[found.ranks["confounder"] == "scanner"].groupby("rank")["share"].sum()
+    assert shares.to_numpy() == pytest.approx(1.0)
+
+
+def test_margins_under_the_draw_that_takes_each_once() -> None:
+    margin = np.random.default_rng(0).standard_normal(101)
+    margin[4] = np.nan
+    summary = summarise_margins(torch.from_numpy(margin), 5)
+    median, ltm10, f0 = margin_draws(margin, np.ones((1, 101), np.float32))
+    ordered = np.sort(margin[np.isfinite(margin)])
+    assert median[0] == pytest.approx(summary.median, abs=float(ordered[50] - ordered[49]))
+    assert ltm10[0] == pytest.approx(ordered[:10].mean())
+    assert f0[0] == pytest.approx(summary.f0)
+
+
+def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
+    tiles, place, other = made()
+    shown = place.copy()
+    shown[:, 0] += np.where(other, 3.0, -3.0) * 3
+    hidden = place + 0.1 * np.random.default_rng(4).standard_normal(place.shape)
+    bound, free = measure_probes(model(shown), tiles), measure_probes(model(hidden), tiles)
+    assert value(bound.measures, "scanner_predictability", "scanner").value > 0.95
+    low, high = value(free.measures, "scanner_predictability", "scanner").interval
+    assert low < 0.6
+    assert high > 0.4
+    assert value(free.measures, "chance", "scanner_predictability").value == 0.5
+
+
+def test_a_probe_drops_where_the_scanner_looks_like_the_other_class() -> None:
+    tiles, place, other = made()
+    x = place.copy()
+    x[other] -= np.where((tiles.frame["label"] == "a").to_numpy()[other], 2.0, -2.0)[:, None]  # scanner B swaps classes
+    found = measure_probes(model(x), tiles)
+    drop = value(found.measures, "probe_drop", "scanner")
+    home, away = (value(found.measures, "probe_accuracy", f"{w} scanner").value for w in ("same", "other"))
+    assert drop.value == pytest.approx(home - away)
+    assert drop.interval[0] > 0.5
+    assert (
+        value(found.measures, "probe_ece", "other scanner").value
+        > value(found.measures, "probe_ece", "same scanner").value
+    )
+    assert len(found.transfer) == 4
+    steady = measure_probes(model(place), tiles)
+    assert value(steady.measures, "probe_drop", "scanner").value == pytest.approx(0.0, abs=0.02)
+
+
+def test_classes_of_one_scanner_are_left_out_until_the_rest_crosses() -> None:
+    frame = pd.DataFrame({"label": list("aabbccd"), "site": list("XYXYXXZ")})
+    tiles = prepare(frame, "made up")
+    assert crossed(tiles, np.arange(7), "site").tolist() == [0, 1, 2, 3]
+    assert crossed(tiles, np.arange(4, 7), "site").tolist() == []
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    tiles, place, _ = made()
+    bare = prepare(tiles.frame.drop(columns=["label"]), "made up")
+    reasons = dict(measure_neighbours(model(place), bare).not_shown)
+    assert "no column label" in reasons["clustering score"]
+    assert (
+        "no column label"
+        in dict(measure_probes(model(place), bare).not_shown)["tissue probe across scanners, calibration"]
+    )
+    assert "stored features only" in dict(measure_views(model(place), tiles).not_shown)["severity curves"]
+    large = dict(measure_neighbours(model(place), tiles, Settings(k=500)).not_shown)
+    assert "k = 500 is larger than the gallery" in large["robustness index, MaRI against scanner"]
+
+
+def test_thinning_keeps_places_whole() -> None:
+    tiles, _, _ = made()
+    rows = thin(tiles, np.arange(len(tiles)), 40, seed=0)
+    assert len(rows) == 40
+    assert set(tiles.frame["pair_id"].iloc[rows].value_counts()) == {4}

@@ -1,0 +1,189 @@
+"""The robustness page: whole, self-contained, honest in words, and drawn from whatever tables there are."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pathokd.evaluate.paired_features import ModelFeatures
+from pathokd.evaluate.paired_set import prepare
+from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
+from pathokd.report import plots_pairs
+from pathokd.report.robust_page import figures, write_page
+from pathokd.report.robust_words import headlines, key_rows, verdict
+
+PLACES = 24
+
+
+def measured(
+    folder: Path, noise: dict[str, float], *, flat: bool = False, sites: bool = False, labels: bool = True
+) -> Robustness:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"pair_id": f"p{p}", "stain": "HE", "scanner": s, "label": "ab"[p % 2], "case": f"c{p // 2 % 4}"}
+        for s in ("A", "B")
+        for p in range(PLACES)
+    ]
+    frame = pd.DataFrame(rows)
+    if not labels:
+        frame = frame.drop(columns="label")
+    if sites:
+        frame = frame.drop(columns="pair_id").rename(columns={"scanner": "site", "case": "slide_id"})
+    tile = np.full((8, 8, 3), 128, np.uint8)
+    tiles = prepare(frame, "made up", lambda row: tile)
+    place = np.tile(rng.standard_normal((PLACES, 6)), (2, 1))
+    models = []
+    for name, size in noise.items():
+        x = np.ones_like(place) if flat else place + size * rng.standard_normal(place.shape)
+        models.append(ModelFeatures(name, name, x.astype(np.float32).__getitem__))
+    spec = RobustnessSpec(k=(1, 10), neighbour_k=2, turn_tiles=0)
+    return measure_robustness(models, tiles, folder, spec)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Robustness:
+    return measured(tmp_path_factory.mktemp("two"), {"bad": 4.0, "good <b>": 0.05})
+
+
+def test_the_page_is_whole_and_needs_nothing_else(two: Robustness, tmp_path: Path) -> None:
+    names = write_page(two, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {"differences", "topk", "heatmap_topk", "heatmap_cosine", "distribution", "strips", "projection"} <= set(
+        names
+    )
+    assert {"robustness_index", "ranks_scanner", "predictability", "transfer_scanner", "accuracy_robustness"} <= set(
+        names
+    )
+    for name in names:
+        assert f'id="{name}"' in page
+        assert (tmp_path / f"figures/{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / f"figures/{name}.svg").read_text(encoding="utf-8").startswith("<svg")
+    links = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?((?:https?:)?//[^"\')\s>]+)', page)
+    assert links == []  # an SVG names its namespace, which nobody fetches
+    assert "<script" not in page
+    assert "good &lt;b&gt;" in page
+    assert "good <b>" not in page
+    assert "var(--ink)" in page
+    assert "nan" not in re.sub(r"<svg.*?</svg>|<code>.*?</code>", "", page, flags=re.DOTALL)
+
+
+def test_what_is_not_shown_says_why(two: Robustness, tmp_path: Path) -> None:
+    write_page(two, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = page[page.index('id="not-shown"') :]
+    assert "no scanner saw two stainings" in shown
+    assert "stored features only" in shown
+    assert "PLISM leaderboard number" in shown
+
+
+def test_words_agree_with_numbers(two: Robustness) -> None:
+    (sentence,) = headlines(two)
+    assert sentence.startswith("good <b> is more robust than bad: top-10 across scanners +")
+    measures = two.tables["measures"]
+    rows = measures[(measures["name"] == "topk_mean") & (measures["group"] == "cross-scanner") & (measures["k"] == 10)]
+    good, bad = (float(rows[rows["model"] == name]["value"].iloc[0]) for name in ("good <b>", "bad"))
+    assert f"+{100 * (good - bad):.1f} points" in sentence
+    assert f"{100 * bad:.0f}\u00a0%" in verdict(two)[0]
+    first = key_rows(two)[0]
+    assert first["words"] == "top-10 across scanners"
+    cells = first["cells"]
+    assert isinstance(cells, list)
+    assert [cell["best"] for cell in cells] == [False, True]
+    assert [cell["sure"] for cell in cells] == [0, 1]
+
+
+def test_the_other_way_round_and_no_difference(tmp_path: Path) -> None:
+    assert (
+        "is less robust than good" in headlines(measured(tmp_path / "a", {"good": 0.05, "bad": 4.0}, labels=False))[0]
+    )
+    same = headlines(measured(tmp_path / "b", {"one": 1.0, "two": 1.0}, labels=False))[0]
+    assert "not clearly more or less robust" in same
+
+
+def test_cosine_alone_makes_nobody_better(two: Robustness) -> None:
+    row = next(row for row in key_rows(two) if row["words"] == "cosine across scanners")
+    assert row["better"] == ""
+    cells = row["cells"]
+    assert isinstance(cells, list)
+    assert not any(cell["best"] or cell["sure"] for cell in cells)
+
+
+def test_a_collapsed_model_is_called_so(tmp_path: Path) -> None:
+    result = measured(tmp_path, {"flat": 0.0}, flat=True)
+    assert "collapsed" in verdict(result)[-1]
+    assert write_page(result, tmp_path)
+
+
+def test_one_model_and_unregistered_sites(tmp_path: Path) -> None:
+    result = measured(tmp_path, {"m": 1.0}, sites=True)
+    names = write_page(result, tmp_path)
+    assert "heatmap_cosine" not in names
+    assert "robustness_index" in names
+    assert headlines(result) == []
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "How robust is m?" in page
+    assert "not registered" in page
+
+
+def test_heat_map_shows_the_table_it_was_given() -> None:
+    table = pd.DataFrame(
+        [
+            {
+                "model": "m",
+                "first": "HE_A",
+                "second": "HE_B",
+                "metric": "top1",
+                "first_to_second": 0.25,
+                "second_to_first": 0.75,
+            }
+        ]
+    )
+    made = plots_pairs.heatmaps(table, "top1", ["m"])
+    values = np.asarray(made.axes[0].images[0].get_array().filled(np.nan))
+    assert values[0, 1] == 0.25  # row asks, column is searched
+    assert values[1, 0] == 0.75
+    assert np.isnan(values[0, 0])
+
+
+def test_many_conditions_become_scanners() -> None:
+    rows = [
+        {
+            "model": "m",
+            "first": f"{a}_A",
+            "second": f"{b}_B",
+            "metric": "top1",
+            "first_to_second": v,
+            "second_to_first": v,
+        }
+        for a in "uvwxy"
+        for b in "uvwxy"
+        for v in [0.5 if a == b else 0.0]
+    ]
+    made = plots_pairs.heatmaps(pd.DataFrame(rows), "top1", ["m"])
+    values = np.asarray(made.axes[0].images[0].get_array().filled(np.nan))
+    assert values.shape == (2, 2)  # pairs of one staining only
+    assert values[0, 1] == 0.5
+
+
+def test_severity_curves_are_drawn(two: Robustness) -> None:
+    rows = [
+        {
+            "model": m,
+            "change": c,
+            "severity": s,
+            "accuracy": 1 - s / 2,
+            "low": 0.4,
+            "high": 1.0,
+            "cosine": 1 - s,
+            "n": 9,
+        }
+        for m in ("bad", "good <b>")
+        for c, s in (("clean", 0.0), ("defocus", 0.5), ("defocus", 1.0))
+    ]
+    result = two._replace(tables={**two.tables, "severity": pd.DataFrame(rows)})
+    drawn = figures(result)["What else does it bear?"]
+    assert [one.name for one in drawn] == ["severity_accuracy", "severity_cosine"]
+    line = drawn[0].made.axes[0].lines[0]
+    assert line.get_ydata().tolist() == [1.0, 0.75, 0.5]
