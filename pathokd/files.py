@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pathokd._version import __version__
 from pathokd.errors import StoreError
 
@@ -56,6 +58,27 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_yaml(path: str | Path, schema: str, part: str, remedy: str) -> Any:
+    """One part of a YAML file that begins with `make_header(schema, ...)`.
+
+    Args:
+        path: the file.
+        schema: what its header must say.
+        part: the key beside the header.
+        remedy: how to make such a file, for messages.
+
+    Raises:
+        StoreError: there is no such file, or it is of another kind.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StoreError(f"{path} cannot be read ({error}): {remedy}.") from error
+    if not isinstance(found, dict) or found.get("schema") != schema or part not in found:
+        raise StoreError(f"{path} should hold {part} of schema {schema} and does not: {remedy}.")
+    return found[part]
 
 
 def fingerprint(value: Any) -> str:

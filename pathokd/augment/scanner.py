@@ -13,8 +13,7 @@ import yaml
 from pathokd.augment import optics_math as optics
 from pathokd.augment.ranges import checked_severity, ordered_range
 from pathokd.augment.stain_math import affine_od
-from pathokd.errors import StoreError
-from pathokd.files import make_header, write_text
+from pathokd.files import make_header, read_yaml, write_text
 from pathokd.types import Rgb
 
 SCHEMA = "scanner-profile/1"
@@ -104,13 +103,7 @@ class ScannerProfile:
         Raises:
             StoreError: there is no such file, or it is of another kind.
         """
-        try:
-            found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise StoreError(f"{path} cannot be read as a scanner profile ({error}): fit and save it again.") from error
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise StoreError(f"{path} holds no scanner profile (schema {SCHEMA}): write it with ScannerProfile.save.")
-        return cls.from_dict(found["profile"])
+        return cls.from_dict(read_yaml(path, SCHEMA, "profile", "fit it again and write it with ScannerProfile.save"))
 
 
 def _invented(

@@ -10,8 +10,7 @@ import yaml
 
 from pathokd.augment.stain_basis import tissue_pixels
 from pathokd.augment.stain_math import REFERENCE, Vectors
-from pathokd.errors import StoreError
-from pathokd.files import make_header, write_text
+from pathokd.files import make_header, read_yaml, write_text
 from pathokd.types import FloatArray, Rgb
 
 SCHEMA = "stain-statistics/1"
@@ -70,17 +69,8 @@ class StainStatistics:
         Raises:
             StoreError: there is no such file, or it is of another kind.
         """
-        try:
-            found: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise StoreError(
-                f"{path} cannot be read as stain statistics ({error}): run `pathokd stain-stats`."
-            ) from error
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-            raise StoreError(
-                f"{path} holds no stain statistics (schema {SCHEMA}): write it with `pathokd stain-stats`."
-            )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["statistics"].items()}
+        found = read_yaml(path, SCHEMA, "statistics", "write it with `pathokd stain-stats`")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
         return cls(**values)
 
 

@@ -127,7 +127,7 @@ def fit_linear(
         raise ValueError("a probe needs at least two classes to train on, got one.")
     scaler = StandardScaler().fit(train_x)
     train = scaler.transform(train_x)
-    model = _fit(train, train_y, _choose_c(train, train_y, train_groups, seed))
+    model = fit_logistic(train, train_y, choose_c(train, train_y, train_groups, seed))
     return lambda x: model.predict(scaler.transform(x))
 
 
@@ -138,14 +138,17 @@ def predict_nearest(train_x: FloatArray, train_y: Labels, test_x: FloatArray) ->
     return predicted
 
 
-def _choose_c(x: FloatArray, y: Labels, groups: Labels | None, seed: int) -> float:
+def choose_c(x: FloatArray, y: Labels, groups: Labels | None, seed: int) -> float:
     """The C with the best mean balanced accuracy over the inner folds, the strongest penalty among equals."""
     inner = _inner_folds(y, groups, seed)
     if not inner:
         return C_GRID[len(C_GRID) // 2]
     scores = [
         np.mean(
-            [balanced_accuracy_score(y[test], _fit(x[train], y[train], C).predict(x[test])) for train, test in inner]
+            [
+                balanced_accuracy_score(y[test], fit_logistic(x[train], y[train], C).predict(x[test]))
+                for train, test in inner
+            ]
         )
         for C in C_GRID
     ]
@@ -170,7 +173,8 @@ def _inner_folds(y: Labels, groups: Labels | None, seed: int) -> list[tuple[IntA
     ]
 
 
-def _fit(x: FloatArray, y: Labels, C: float) -> LogisticRegression:
+def fit_logistic(x: FloatArray, y: Labels, C: float) -> LogisticRegression:
+    """Logistic regression on features that are standardised already, classes weighing the same."""
     with warnings.catch_warnings():
         # On separable classes a weak penalty converges slowly; stopping early is then one more regulariser.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pathokd.evaluate.paired_features import Features, ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
-from pathokd.evaluate.probes import Labels, _choose_c, _fit, balanced_accuracy
+from pathokd.evaluate.probes import Labels, balanced_accuracy, choose_c, fit_logistic
 from pathokd.evaluate.resampling import Draws, Measure, Resampler, percentiles
 from pathokd.metrics.calibration import calibration_error
 from pathokd.types import FloatArray
@@ -105,7 +105,7 @@ def fit(x: Features, y: Labels, groups: Labels, seed: int) -> Pipeline:
     """Logistic regression on standardised features, C by grouped cross-validation on the same tiles."""
     scaled = StandardScaler().fit(x)
     train = scaled.transform(x)
-    return make_pipeline(scaled, _fit(train, y, _choose_c(train, y, groups, seed)))
+    return make_pipeline(scaled, fit_logistic(train, y, choose_c(train, y, groups, seed)))
 
 
 def accuracy_draws(truth: Labels, predicted: Labels, resampler: Resampler) -> Draws:

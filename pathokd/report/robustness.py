@@ -1,4 +1,4 @@
-"""Robustness as CSV and JSON for programs, and as a table for a terminal."""
+"""Robustness as CSV and JSON for programs, back from them, and as a table for a terminal."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 from rich.table import Table
 
-from pathokd.evaluate.robustness import Robustness
+from pathokd.errors import StoreError
+from pathokd.evaluate.paired_set import PairedSet
+from pathokd.evaluate.robustness import TABLES, Robustness
 from pathokd.files import atomic_path, write_json
 
 SHOWN = ("cosine_mean", "separation_mean", "topk_mean", "plism", "robustness_index")
@@ -23,6 +25,31 @@ def write_robustness(result: Robustness, out: str | Path) -> None:
     kept = {name: _records(result.tables[name]) for name in ("measures", "differences")}
     others = {"models": _records(result.models), "not_shown": _records(result.not_shown)}
     write_json(folder / "robustness.json", {"facts": result.facts, **kept, **others})
+
+
+def read_robustness(out: str | Path, tiles: PairedSet) -> Robustness:
+    """Read what `write_robustness` wrote, to draw from it again.
+
+    Args:
+        out: The folder.
+        tiles: The set that was measured.
+
+    Raises:
+        StoreError: The folder holds no result, or that of other tiles.
+    """
+    folder = Path(out)
+    try:
+        facts = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["facts"]
+        found = {
+            name: pd.read_csv(path) if (path := folder / f"{name}.csv").is_file() else pd.DataFrame()
+            for name in (*TABLES, "models", "not_shown")
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{folder} holds no result of `pathokd robustness` ({error}): run it first.") from error
+    if facts["tiles_fingerprint"] != tiles.fingerprint:
+        raise StoreError(f"{folder} was measured on {facts['tiles']}, which differs from {tiles.source}: open that.")
+    models, not_shown = found.pop("models"), found.pop("not_shown")
+    return Robustness(found, models, not_shown, facts, tiles)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, object]]:

@@ -67,7 +67,7 @@ def test_wrong_profiles(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="blur_px must not be negative"):
         ScannerProfile("x", blur_px=-1)
     (tmp_path / "other.yaml").write_text("schema: other")
-    with pytest.raises(StoreError, match="holds no scanner profile"):
+    with pytest.raises(StoreError, match="should hold profile of schema"):
         get_profile(str(tmp_path / "other.yaml"))
-    with pytest.raises(StoreError, match="cannot be read as a scanner profile"):
+    with pytest.raises(StoreError, match="cannot be read"):
         get_profile(str(tmp_path / "none.yaml"))

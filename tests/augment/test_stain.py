@@ -159,5 +159,5 @@ def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="There is no image"):
         StainSwap([str(tmp_path / "none.png")])
     (tmp_path / "wrong.yaml").write_text("a: 1")
-    with pytest.raises(StoreError, match="holds no stain statistics"):
+    with pytest.raises(StoreError, match="should hold statistics of schema"):
         RandStainNA(str(tmp_path / "wrong.yaml"))
