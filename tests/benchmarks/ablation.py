@@ -169,7 +169,7 @@ def simulated_camelyon(data: Path) -> dict[str, np.ndarray]:
     images = shown(images)
     found = {"original": images}
     for name in ("soft-warm", "sharp-blue"):
-        profile = PROFILES.get(name) or next(iter(PROFILES.values()))
+        profile = PROFILES[name]
         found[f"scanner {name}"] = np.stack([profile.apply(tile, seed=i) for i, tile in enumerate(images)])
     for name in ("h-long-e-short", "birl-kidney"):
         target = STAININGS[name].appearance
