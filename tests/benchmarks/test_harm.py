@@ -1,7 +1,8 @@
 """The harm check: up to which severity does the tissue class survive an augmentation?
 
-A linear probe trained on clean tiles is tested on changed tiles of parts it never saw. Reported per factor, profile and
-student view: balanced accuracy at each severity, and the highest severity at which it falls by at most 0.02.
+A linear probe is tested on changed tiles of parts it never saw: once trained on clean tiles (what does this model
+bear?), once on tiles changed alike (is the class still in the picture?). Reported per factor, profile and student view:
+both balanced accuracies at each severity, and the highest severities up to which they fall by at most 0.02.
 """
 
 import os
@@ -83,19 +84,21 @@ def real_tiles(data: Path) -> Labelled:
 def test_tissue_survives(which: str, tmp_path: Path, request: Any, publish: Any, markdown: Any) -> None:
     tiles = phantom_tiles(tmp_path) if which == "phantom" else real_tiles(request.getfixturevalue("real_data"))
     curves = severity_curves(tiles.embedder, tiles.read, tiles.labels, tiles.folds, tiles.groups)
-    limit = tolerated(curves, ALLOWED)
+    limit, held = tolerated(curves, ALLOWED), tolerated(curves, ALLOWED, "own_drop")
     clean = curves[curves["change"] == "clean"].iloc[0]
-    rows = [[name, *_cells(curves[curves["change"] == name]), f"{limit[name]:g}"] for name in limit]
-    header = ["change", *(f"{severity:g}" for severity in SEVERITIES), f"fine up to (drop <= {ALLOWED})"]
+    rows = [[name, *_cells(curves[curves["change"] == name]), f"{limit[name]:g}", f"{held[name]:g}"] for name in limit]
+    header = ["change", *(f"{severity:g}" for severity in SEVERITIES), "the model bears", "the picture bears"]
     title = (
         f"Harm: {which}, n = {clean['n']}, clean {clean['accuracy']:.3f} ({clean['low']:.3f} to {clean['high']:.3f})"
     )
     publish(
-        f"harm_{which}", {"curves": curves.to_dict("records"), "limit": limit}, f"{title}\n\n{markdown(header, rows)}"
+        f"harm_{which}",
+        {"curves": curves.to_dict("records"), "limit": limit, "held": held},
+        f"{title}\n\n{markdown(header, rows)}",
     )
     view = curves[curves["change"] == "student view"].set_index("severity")
-    assert view.loc[0.5, "drop_low"] <= ALLOWED
+    assert view.loc[1.0, "own_drop_low"] <= ALLOWED
 
 
 def _cells(curve: pd.DataFrame) -> list[str]:
-    return [f"{row.accuracy:.3f} ({row.cosine:.2f})" for row in curve.sort_values("severity").itertuples()]
+    return [f"{row.accuracy:.3f} / {row.own_accuracy:.3f}" for row in curve.sort_values("severity").itertuples()]
