@@ -1,5 +1,6 @@
 """Tiles of a slide as coloured squares on its faded overview."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,10 +32,11 @@ def paint_tiles(
         An image of the picture's size.
     """
     canvas = np.asarray(255 - (255 - picture.rgb) // 3, np.uint8)
-    side = coords_attrs["patch_size_level0"] / picture.downsample
+    # `patch_size_level0` is rounded, which would leave seams between squares.
+    side = coords_attrs["patch_size"] * coords_attrs["mpp_target"] / coords_attrs["mpp_level0"] / picture.downsample
     width = side * (1 - coords_attrs["overlap"] / coords_attrs["patch_size"])
     corners = np.asarray(coords) / picture.downsample + (side - width) / 2
     for (x, y), colour in zip(corners[shown], colours[shown], strict=True):
-        first, last = (round(x), round(y)), (round(x + width) - 1, round(y + width) - 1)
+        first, last = (round(x), round(y)), (math.ceil(x + width) - 1, math.ceil(y + width) - 1)
         cv2.rectangle(canvas, first, last, tuple(int(c) for c in colour), cv2.FILLED)
     return canvas
