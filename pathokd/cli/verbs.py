@@ -265,7 +265,7 @@ def embed(
     """Write one HDF5 of features per slide.
 
     Args:
-        model: An exported folder, a card's name or hf-hub:OWNER/NAME.
+        model: An exported folder, a card's name, hf-hub:OWNER/NAME, or an encoder that an installed package offers.
         slides: A folder of `pathokd tile`; or slides, which are tiled first, into OUT/tiles.
         out: Folder for SLIDE_ID.h5 and summary.csv.
         readout: How tokens become one vector.
@@ -283,9 +283,9 @@ def embed(
         skip_errors: Exit with 0 although a slide failed.
     """
     from pathokd.embed.run import embed_slides
-    from pathokd.models import load_encoder
+    from pathokd.models import open_model
 
-    encoder = load_encoder(model)
+    encoder = open_model(model)
     tiles, code = slides[0], 0
     number, _, shards = shard.partition("/")
     if not (number.isdigit() and shards.isdigit()):
