@@ -26,15 +26,16 @@ VERBS: dict[str, str] = {
     "fit": "Distil a teacher into a student, as a YAML file says",
     "validate": "Measure a checkpoint on the held-out tiles",
     "test": "The same, logged as test",
-    "export": "Turn a run or checkpoint into a folder that timm loads",
+    "export": "Turn a run into a folder that timm loads, or embeddings into files that other tools read",
     "embed": "Write one HDF5 of features per slide",
     "verify": "Check that a folder of features is complete and sound",
+    "overlay": "Draw each slide with its tiles, beside a picture of what the model takes for alike",
     "doctor": "Say what this machine can read and run, and which weights it has",
     "robustness": "Measure models on registered tiles of several scanners and stainings",
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
-_OWN_FILES = ("quickstart", "robustness")
+_OWN_FILES = ("quickstart", "robustness", "export", "overlay")
 
 
 def usage() -> str:

@@ -243,38 +243,6 @@ def phantom(
     return 0
 
 
-def export(
-    run: str,
-    *,
-    out: str,
-    which: Literal["best", "last"] | None = None,
-    untrained: bool = False,
-    half: bool = False,
-    licence: str | None = None,
-    name: str | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Export a student.
-
-    Args:
-        run: Folder of a fit, or a .ckpt file.
-        out: Folder for weights, config, card and adaptor heads.
-        which: Checkpoint to take; by default the best if there is one.
-        untrained: Export the same student with random weights, as a control.
-        half: Store fp16.
-        licence: Licence of the student; by default the teacher's.
-        name: Name in the card; by default the folder's.
-        overwrite: Replace an earlier export.
-    """
-    from pathokd.export import export_run
-
-    folder = export_run(
-        run, out, which=which, untrained=untrained, half=half, licence=licence, name=name, overwrite=overwrite
-    )
-    print(f'{folder}: load it with timm.create_model("local-dir:{folder}", pretrained=True)')
-    return 0
-
-
 def embed(
     model: str,
     slides: list[str],
@@ -297,7 +265,7 @@ def embed(
     """Write one HDF5 of features per slide.
 
     Args:
-        model: An exported folder, a card's name or hf-hub:OWNER/NAME.
+        model: An exported folder, a card's name, hf-hub:OWNER/NAME, or an encoder that an installed package offers.
         slides: A folder of `pathokd tile`; or slides, which are tiled first, into OUT/tiles.
         out: Folder for SLIDE_ID.h5 and summary.csv.
         readout: How tokens become one vector.
@@ -315,9 +283,9 @@ def embed(
         skip_errors: Exit with 0 although a slide failed.
     """
     from pathokd.embed.run import embed_slides
-    from pathokd.models import load_encoder
+    from pathokd.models import open_model
 
-    encoder = load_encoder(model)
+    encoder = open_model(model)
     tiles, code = slides[0], 0
     number, _, shards = shard.partition("/")
     if not (number.isdigit() and shards.isdigit()):

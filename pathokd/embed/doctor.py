@@ -13,6 +13,7 @@ from huggingface_hub import constants, get_token, try_to_load_from_cache
 
 from pathokd.errors import PathokdError
 from pathokd.models import ModelCard, card_names, get_card
+from pathokd.models.plugins import collision, package, plugins
 from pathokd.models.weights import HUB
 from pathokd.phantom import write_pyramid
 from pathokd.slides.slide import Slide
@@ -32,7 +33,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Look at versions, readers, devices and weights. Nothing is fetched."""
-    return [*_versions(), _reader(), *_devices(), *(_weights(get_card(name)) for name in card_names())]
+    return [*_versions(), _reader(), *_devices(), *(_weights(get_card(name)) for name in card_names()), *_plugins()]
 
 
 def _versions() -> list[Finding]:
@@ -68,6 +69,15 @@ def _devices() -> list[Finding]:
     if len(found) == 1:
         found.append(Finding("devices", True, "no GPU: embedding runs on the CPU"))
     return found
+
+
+def _plugins() -> list[Finding]:
+    """Encoders that other packages offer; none of them is imported."""
+    return [
+        Finding("encoders of other packages", not trouble, trouble or f"{point.name}: {package(point)}")
+        for point in plugins()
+        for trouble in [collision(point)]
+    ]
 
 
 def _weights(card: ModelCard) -> Finding:

@@ -5,21 +5,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from pathokd.augment.images import read_image
 from pathokd.embed.facts import ModelFacts, embedding_header, geometry_attrs, mismatches, model_attrs
 from pathokd.embed.slide import EmbeddedSlide
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import SlideError
-from pathokd.models import READOUTS, Encoder, Features, Readout, load_encoder, readout_dim
+from pathokd.models import READOUTS, Encoder, Features, Readout, VectorEncoder, readout_dim
 from pathokd.models import readout as read_out
+from pathokd.models.outside import Transform
+from pathokd.models.plugins import as_encoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileSpec
 from pathokd.slides.slide import Slide
@@ -37,28 +39,34 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Embedder:
     """A frozen model that turns images into one vector each.
 
-    It normalises and resizes as the model's card says; the weights stay fp32 and bf16 is autocast. The
-    model is put in eval mode and moved to `device`.
+    It normalises and resizes as the model's card says, or by the transform of a network from elsewhere; the weights
+    stay fp32 and bf16 is autocast. The model is put in eval mode and moved to `device`.
 
     Args:
-        model: An encoder, or what `load_encoder` takes: a card's name, `hf-hub:...` or an exported folder.
+        model: An encoder, or what `load_encoder` takes: a card's name, `hf-hub:...` or an exported folder; or the name
+            of an encoder that another package offers (see `pathokd.models.plugins`); or any torch module that returns
+            one vector per image, with its `transform`.
         readout: How tokens become one vector; a card's `readout` names the published embedding.
         precision: Arithmetic of the forward pass.
         device: `auto` (CUDA if there is one, else the CPU) or any torch device.
         batch_size: Most images in one forward pass, at least 1.
+        transform: For a plain torch module: from a PIL picture (RGB) to a tensor (channels, height, width), resizing
+            and normalising included.
 
     Raises:
-        ValueError: An unknown readout or precision, or a batch size below 1.
+        ValueError: An unknown readout or precision, a batch size below 1, or a transform missing or out of place.
         WeightsError: `model` is a name whose weights cannot be loaded.
     """
 
     def __init__(
         self,
-        model: Encoder | str,
+        model: Encoder | VectorEncoder | nn.Module | str,
         readout: Readout = "cls",
         precision: Precision = "auto",
         device: str = "auto",
         batch_size: int = 32,
+        *,
+        transform: Transform | None = None,
     ) -> None:
         if readout not in READOUTS:
             raise ValueError(f"readout should be one of {', '.join(READOUTS)}, got {readout!r}.")
@@ -68,16 +76,23 @@ class Embedder:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}.")
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(name)
-        encoder = load_encoder(model) if isinstance(model, str) else model
-        self.encoder = encoder.eval().to(self.device)
+        encoder = as_encoder(model, transform)
+        if isinstance(encoder, VectorEncoder) and readout != "cls":
+            raise ValueError(
+                f"readout chooses among tokens, and {encoder.card.name} returns one vector per image: leave it out."
+            )
+        self.encoder: Encoder | VectorEncoder = encoder.eval().to(self.device)
         self.readout: Readout = readout
         self.precision: Literal["fp32", "bf16"] = _settle(precision, self.device)
         self.batch_size = batch_size
 
-    @property
+    @cached_property
     def dim(self) -> int:
-        """Length of one vector."""
-        return readout_dim(self.encoder.embed_dim, self.readout)
+        """Length of one vector; a network from elsewhere is run on a white picture to learn it."""
+        if isinstance(self.encoder, Encoder):
+            return readout_dim(self.encoder.embed_dim, self.readout)
+        side = self.encoder.card.image_px
+        return int(self._vectors(np.full((1, side, side, 3), 255, np.uint8)).shape[1])
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -87,7 +102,8 @@ class Embedder:
     @property
     def facts(self) -> ModelFacts:
         """What files say of this model."""
-        return ModelFacts(self.encoder.card, self.weights_sha256, self.readout, self.precision)
+        readout = self.readout if isinstance(self.encoder, Encoder) else "output"
+        return ModelFacts(self.encoder.card, self.weights_sha256, readout, self.precision)
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Embed images.
@@ -102,7 +118,7 @@ class Embedder:
             ValueError: An image is not uint8 RGB.
             StoreError: A path leads to no picture.
         """
-        vectors = [read_out(self.features(batch), self.readout).cpu().numpy() for batch in self._batches(images)]
+        vectors = [self._vectors(batch).cpu().numpy() for batch in self._batches(images)]
         return np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
 
     def tokens(self, images: Images) -> npt.NDArray[np.float32]:
@@ -185,14 +201,29 @@ class Embedder:
 
         Returns:
             Features of n images.
+
+        Raises:
+            ValueError: The model is from elsewhere and has no tokens to show.
         """
-        tensor = _to_tensor(images).to(self.device)
+        if not isinstance(self.encoder, Encoder):
+            raise ValueError(f"{self.encoder.card.name} returns one vector per image and no tokens: call it instead.")
+        out = self._run(_to_tensor(images))
+        return Features(out.cls.float(), out.patches.float(), out.grid)
+
+    def _vectors(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Vectors of one batch, fp32, on the device."""
+        if isinstance(self.encoder, Encoder):
+            return read_out(self.features(images), self.readout)
+        vectors: Tensor = self._run(self.encoder.prepare(images))
+        return vectors.float()
+
+    def _run(self, pixels: Tensor) -> Any:
+        """The model's forward pass, in the embedder's precision."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
         ):
-            out = self.encoder(tensor)
-        return Features(out.cls.float(), out.patches.float(), out.grid)
+            return self.encoder(pixels.to(self.device))
 
     def _batches(self, images: Images) -> Iterator[npt.NDArray[np.uint8]]:
         """At most `batch_size` images of one size at a time, order kept."""

@@ -1,7 +1,7 @@
 """What is recorded about embeddings: the header that decides on reuse, and attributes by customary names."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -9,6 +9,7 @@ from pathokd._version import __version__
 from pathokd.embed.store import SCHEMA, StoredDtype
 from pathokd.files import Header, fingerprint, make_header
 from pathokd.models import ModelCard, Readout
+from pathokd.models.outside import OutsideCard
 from pathokd.slides.manifest import TileSpec
 from pathokd.slides.slide import Slide
 
@@ -18,10 +19,18 @@ _MAGNIFICATIONS = (1.25, 2.5, 5, 10, 20, 40, 80)
 class ModelFacts(NamedTuple):
     """The model, and how it is run."""
 
-    card: ModelCard
+    card: ModelCard | OutsideCard
     weights_sha256: str
-    readout: Readout
+    readout: Readout | Literal["output"]
+    """`output` is what a network from elsewhere returns."""
     precision: str
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Class and transform of a network from elsewhere; nothing for one that a card describes."""
+        if isinstance(self.card, ModelCard):
+            return {}
+        return {"encoder_class": self.card.encoder_class, "transform": self.card.transform}
 
 
 def embedding_header(
@@ -29,15 +38,16 @@ def embedding_header(
 ) -> Header:
     """What must agree before a slide's file is reused: the model, its arithmetic, and the tiles."""
     card = model.card
+    preprocessing: dict[str, Any] = model.origin
+    if isinstance(card, ModelCard):
+        preprocessing = {"image_px": card.image_px, "mean": list(card.mean), "std": list(card.std)}
     return make_header(
         SCHEMA,
         {
             "slide_id": slide_id,
             "encoder": card.name,
             "weights_sha256": model.weights_sha256,
-            "image_px": card.image_px,
-            "mean": list(card.mean),
-            "std": list(card.std),
+            **preprocessing,
             "readout": model.readout,
             "precision": model.precision,
             "dtype": dtype,
@@ -77,6 +87,7 @@ def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec
         "weights_sha256": header["settings"]["weights_sha256"],
         "precision": model.precision,
         "readout": model.readout,
+        **model.origin,
         "colour": "icc-to-srgb" if spec.icc else "as stored",
         "version": __version__,
         "config_hash": fingerprint(header["settings"]),
@@ -88,8 +99,10 @@ def _magnification(mpp: float) -> float:
     return float(min(_MAGNIFICATIONS, key=lambda power: abs(math.log(power * mpp / 10))))
 
 
-def mismatches(card: ModelCard, spec: TileSpec) -> list[str]:
+def mismatches(card: ModelCard | OutsideCard, spec: TileSpec) -> list[str]:
     """What about the tiles is not what the model's card expects, one sentence each; empty if all fits."""
+    if not isinstance(card, ModelCard):
+        return []  # its transform takes what comes, and nobody says what it was trained on
     found = []
     if card.mpp is not None and abs(spec.mpp - card.mpp) > 0.02 * card.mpp:
         found.append(

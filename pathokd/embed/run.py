@@ -18,7 +18,7 @@ from pathokd.embed.store import StoredDtype, read_good, read_header, write_embed
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header
-from pathokd.models import Encoder, Readout
+from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
 from pathokd.slides.slide import Slide
@@ -46,7 +46,7 @@ class PackedEmbeddings(NamedTuple):
 
 
 def embed_slides(
-    model: Encoder | str,
+    model: Encoder | VectorEncoder | str,
     manifest: TileManifest | str | Path,
     out_dir: str | Path,
     *,
@@ -67,7 +67,7 @@ def embed_slides(
     it.
 
     Args:
-        model: An encoder, a card's name, `hf-hub:...` or an exported folder.
+        model: An encoder, a card's name, `hf-hub:...`, an exported folder, or an encoder that another package offers.
         manifest: The table of tiles, its file, or the folder `pathokd tile` wrote.
         out_dir: Gets `<slide_id>.h5` and `summary.csv`.
         readout: How tokens become one vector.

@@ -7,7 +7,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pathokd.embed.store import StoredDtype, write_embeddings
+from pathokd.embed.annotated import to_anndata
+from pathokd.embed.colours import fit_colours
+from pathokd.embed.painting import paint_tiles
+from pathokd.embed.store import SlideEmbeddings, StoredDtype, write_embeddings
 from pathokd.files import Header
 from pathokd.slides.slide import Slide
 from pathokd.types import FloatArray, Mask, Rgb
@@ -71,46 +74,28 @@ class EmbeddedSlide(NamedTuple):
             raise ValueError(f"values should have one number per tile ({len(self.features)}), got {np.shape(values)}.")
         with Slide(self.path, mpp=self.meta["coords"]["mpp_level0"]) as slide:
             picture = slide.overview(max_px=max_px)
-        canvas = np.asarray(255 - (255 - picture.rgb) // 3, np.uint8)
-        side = self.meta["coords"]["patch_size_level0"] / picture.downsample
-        shown = side * (1 - self.meta["coords"]["overlap"] / self.meta["coords"]["patch_size"])
-        colours = principal_colours(self.features, self.good) if values is None else _ramp(values, self.good)
-        corners = self.coords / picture.downsample + (side - shown) / 2
-        for (x, y), colour in zip(corners[self.good], colours[self.good], strict=True):
-            first, last = (round(x), round(y)), (round(x + shown) - 1, round(y + shown) - 1)
-            cv2.rectangle(canvas, first, last, tuple(int(c) for c in colour), cv2.FILLED)
-        return canvas
+        colours = _ramp(values, self.good) if values is not None else self._colours()
+        return paint_tiles(picture, self.coords, self.meta["coords"], colours, self.good)
+
+    def _colours(self) -> npt.NDArray[np.uint8]:
+        return fit_colours(lambda: [self.features[self.good]]).colours(self.features, self.good)
 
     def to_anndata(self) -> Any:
         """An AnnData of the good tiles: X the features, obsm["spatial"] the tile centres in level-0 pixels.
 
         Raises:
-            ImportError: The package anndata is not installed.
+            StoreError: The package anndata is not installed.
         """
-        import anndata
-        import pandas as pd
-
-        half = self.meta["coords"]["patch_size_level0"] / 2
-        names = [f"{x}_{y}" for x, y in self.coords[self.good]]
-        obs = pd.DataFrame({"tissue_fraction": self.tissue_fraction[self.good]}, index=names)
-        made = anndata.AnnData(self.features[self.good], obs=obs)
-        made.obsm["spatial"] = self.coords[self.good] + half
-        made.uns["pathokd"] = {"path": str(self.path), "encoder": self.meta["features"]["encoder"]}
-        return made
-
-
-def principal_colours(features: FloatArray, good: Mask) -> npt.NDArray[np.uint8]:
-    """The three strongest principal components as colours, (n, 3); signs fixed so that a picture repeats."""
-    x = np.asarray(features[good], np.float64)
-    centred = x - x.mean(axis=0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    parts = np.zeros((len(x), 3))
-    strongest = axes[: min(3, len(axes))]
-    parts[:, : len(strongest)] = centred @ (strongest * np.sign(strongest.sum(axis=1, keepdims=True))).T
-    low, high = np.percentile(parts, [2, 98], axis=0)
-    colours = np.zeros((len(features), 3), np.uint8)
-    colours[good] = np.clip(255 * (parts - low) / np.maximum(high - low, 1e-12), 0, 255)
-    return colours
+        stored = SlideEmbeddings(
+            self.features,
+            self.coords,
+            self.flags,
+            self.tissue_fraction,
+            self.meta["coords"],
+            self.meta["features"],
+            self.meta["header"],
+        )
+        return to_anndata(stored, {"path": str(self.path), "encoder": self.meta["features"]["encoder"]})
 
 
 def _ramp(values: FloatArray, good: Mask) -> npt.NDArray[np.uint8]:

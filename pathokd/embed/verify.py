@@ -1,5 +1,6 @@
 """Is a folder of embeddings complete and sound: every slide there, every array whole, all from one model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,12 +45,7 @@ def verify_embeddings(folder: str | Path) -> pd.DataFrame:
         StoreError: No such folder, or it holds neither summary nor embeddings.
     """
     root = Path(folder)
-    expected = _summary(root)
-    known = set(expected["slide_id"])
-    extra = sorted(path.stem for path in root.glob("*.h5") if path.stem not in known)
-    if not known and not extra:
-        raise StoreError(f"{root} holds no embeddings: give the folder that `pathokd embed` wrote.")
-    rows = [*expected.itertuples(index=False), *(_Expected(name, "ok", None, "") for name in extra)]
+    rows = expected_slides(root)
     verdicts: list[Verdict] = []
     shared: dict[str, Any] = {}
     with Bars() as bars:
@@ -58,27 +54,47 @@ def verify_embeddings(folder: str | Path) -> pd.DataFrame:
     return pd.DataFrame(verdicts, columns=list(Verdict._fields))
 
 
-class _Expected(NamedTuple):
+class Expected(NamedTuple):
+    """A slide that a folder should hold."""
+
     slide_id: str
     status: str
+    """What the run said of it: ok, skipped or failed."""
     n_tiles: int | None
+    """None if only the file is known."""
     message: str
+    path: str
+    """The slide's file as the run found it; empty if only the embeddings are known."""
+
+
+def expected_slides(root: Path) -> list[Expected]:
+    """Every slide that the summaries of a folder of embeddings name, then those that only have a file.
+
+    Raises:
+        StoreError: No such folder, or it holds neither summary nor embeddings.
+    """
+    named = [Expected(*row) for row in _summary(root).itertuples(index=False)]
+    known = {row.slide_id for row in named}
+    extra = sorted(path.stem for path in root.glob("*.h5") if path.stem not in known)
+    if not named and not extra:
+        raise StoreError(f"{root} holds no embeddings: give the folder that `pathokd embed` wrote.")
+    return [*named, *(Expected(name, "ok", None, "", "") for name in extra)]
 
 
 def _summary(root: Path) -> pd.DataFrame:
     """What the run, or all its shards, expected."""
-    paths = sorted(root.glob("summary*.csv"))
+    paths, kinds = sorted(root.glob("summary*.csv")), dict.fromkeys(("slide_id", "message", "path"), str)
     try:
-        parts = [pd.read_csv(p, dtype={"slide_id": str, "message": str}, keep_default_na=False) for p in paths]
-        found = [part[list(_Expected._fields)] for part in parts]
+        parts = [pd.read_csv(p, dtype=kinds, keep_default_na=False) for p in paths]
+        found = [part[list(Expected._fields)] for part in parts]
     except (KeyError, ValueError) as error:
         raise StoreError(f"{root} holds a summary that is not one of `pathokd embed`: {error}.") from error
     if not found:
-        return pd.DataFrame(columns=list(_Expected._fields))
+        return pd.DataFrame(columns=list(Expected._fields))
     return pd.concat(found, ignore_index=True).drop_duplicates("slide_id", keep="last")
 
 
-def _verify(root: Path, row: Any, shared: dict[str, Any]) -> Verdict:
+def _verify(root: Path, row: Expected, shared: dict[str, Any]) -> Verdict:
     path = root / f"{row.slide_id}.h5"
     if row.status == "failed" and not path.exists():
         return Verdict(row.slide_id, "failed", 0, 0, row.message)
@@ -93,12 +109,18 @@ def _verify(root: Path, row: Any, shared: dict[str, Any]) -> Verdict:
     if trouble:
         return Verdict(row.slide_id, "damaged", len(found.flag), flagged, trouble)
     settings = found.header["settings"]
+    if not shared:
+        shared.update(settings)
+    message = differs(settings, shared)
+    return Verdict(row.slide_id, "different" if message else "ok", len(found.flag), flagged, message)
+
+
+def differs(settings: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """How a file's settings show another model or other tiles than the first file's; empty if they do not."""
     for name in ONE_MODEL:
-        wanted = shared.setdefault(name, settings.get(name))
-        if settings.get(name) != wanted:
-            message = f"{name} is {settings.get(name)!r}, in the first file it is {wanted!r}."
-            return Verdict(row.slide_id, "different", len(found.flag), flagged, message)
-    return Verdict(row.slide_id, "ok", len(found.flag), flagged, "")
+        if settings.get(name) != first.get(name):
+            return f"{name} is {settings.get(name)!r}, in the first file it is {first.get(name)!r}."
+    return ""
 
 
 def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:

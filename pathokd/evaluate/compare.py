@@ -96,6 +96,11 @@ def compare_models(
     scores = {}
     for name, model in models.items():
         embedder = Embedder(model, readout, precision, device, batch_size)
+        if not isinstance(embedder.encoder, Encoder):
+            raise ValueError(
+                f"compare also measures what a vision transformer costs, and {name} is a network from elsewhere: "
+                "measure it with `pathokd robustness`."
+            )
         x = embed_packed(embedder, packed, workers=workers, title=f"Embedding with {name}").features
         scores[name] = ModelScores(
             name=name,

@@ -86,8 +86,9 @@ def model_features(
         )
     settings = {
         "weights_sha256": embedder.weights_sha256,
-        "readout": embedder.readout,
+        "readout": embedder.facts.readout,
         "precision": embedder.precision,
+        **embedder.facts.origin,
         "tiles": tiles.fingerprint,
     }
     header = make_header("paired-features/1", settings)

@@ -4,6 +4,8 @@ from pathokd.models.cards import ModelCard
 from pathokd.models.ema import Ema
 from pathokd.models.encoder import load_encoder
 from pathokd.models.features import READOUTS, Features, Readout, readout, readout_dim, resize_patches
+from pathokd.models.outside import VectorEncoder
+from pathokd.models.plugins import open_model
 from pathokd.models.projector import Projector, ProjectorKind, make_projector
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
@@ -24,12 +26,14 @@ __all__ = [
     "StudentSpec",
     "Teacher",
     "TeacherSpec",
+    "VectorEncoder",
     "build_student",
     "build_teacher",
     "card_names",
     "get_card",
     "load_encoder",
     "make_projector",
+    "open_model",
     "readout",
     "readout_dim",
     "resize_patches",
