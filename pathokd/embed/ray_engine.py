@@ -9,17 +9,17 @@ died therefore goes back to the queue, for whichever actor is free; starting the
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pathokd._version import __version__
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.engine import J, R, Work
+from pathokd.embed.ray_actor import SlideActor, User
 from pathokd.errors import PathokdError
 from pathokd.progress import Bars
 
-T = TypeVar("T")
 ATTEMPTS = 3
 """Processes a slide may cost before it is given up: a slide that exhausts a machine's memory does so every time."""
 RESTARTS = 10
@@ -28,50 +28,6 @@ PATIENCE_S = 30.0
 """Seconds without any actor at work before the user is told what is being waited for."""
 STOPPING_S = 20.0
 """Seconds given to actors to leave their slide, which they do between two batches, before they are killed."""
-
-
-class Stopped(Exception):  # noqa: N818 (no error: the user asked for it)
-    """Leaves a slide of a run that was interrupted; nothing of it has been written yet."""
-
-
-class _Unseen(Bars):
-    """The bars of an actor: nobody sees them, and a stopped run is noticed where they would move."""
-
-    def track(self, items: Iterable[T], description: str, total: int, *, keep: bool = True) -> Iterator[T]:
-        import ray
-
-        del description, total, keep
-        for item in items:
-            if ray.get_runtime_context().is_canceled():
-                raise Stopped
-            yield item
-
-    def say(self, line: str) -> None:
-        del line
-
-
-class _Actor:
-    """A process with the model in it."""
-
-    def __init__(self, settings: dict[str, Any], folder: str) -> None:
-        import ray
-
-        if Path(folder).is_dir():
-            os.chdir(folder)  # relative paths of slides mean what they mean to the user
-        self._embedder = Embedder(**{**settings, "model": ray.get(settings["model"])})
-
-    def ready(self, version: str, out: str) -> str:
-        """Why results of this process would not be those of the user's; empty if nothing is wrong."""
-        where = f"The Ray node {os.uname().nodename}"
-        if version != __version__:
-            return f"{where} has pathokd {__version__}, this machine has {version}: install the same on all."
-        if not Path(out).is_dir():
-            return f"{where} does not see {out}: give a folder that all nodes share."
-        return ""
-
-    def embed(self, work: Work[J, R], job: J) -> R:
-        """One slide."""
-        return work(self._embedder, job, _Unseen())
 
 
 class RayEngine:
@@ -145,7 +101,7 @@ class RayEngine:
         """
         ray, todo = self._ray, deque(jobs)
         cost: Counter[int] = Counter()
-        starting = {self._greet(actor): actor for actor in self._start(embedder, min(self._places, len(jobs)))}
+        starting = {self._load(actor): actor for actor in self._start(embedder, min(self._places, len(jobs)))}
         idle: list[Any] = []
         while todo or self._running:
             if not (starting or self._running):
@@ -171,23 +127,23 @@ class RayEngine:
                     self._trouble = _gist(error)
                     cost[id(job)] += 1
                     if cost[id(job)] < ATTEMPTS:
-                        todo.appendleft(job)
+                        todo.append(job)  # last, so that a slide that kills holds up no other
                     else:
                         why = f"{ATTEMPTS} processes died on this slide, the last one so: {self._trouble}"
                         finished.append(lost(job, why))
-                    starting[self._greet(actor)] = actor
+                    starting[self._load(actor)] = actor
             while todo and idle:
                 actor, job = idle.pop(), todo.popleft()
                 self._running[actor.embed.remote(work, job)] = (actor, job)
             yield from finished
 
     def _is_ready(self, ref: Any, bars: Bars) -> bool:
-        """Whether an actor answered the greeting; false if Ray has given it up."""
+        """Whether an actor has the model; false if it cannot load it, or Ray has given it up."""
         try:
             complaint = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             self._trouble = _gist(error)
-            bars.say(f"Ray has given up a process: {self._trouble}")
+            bars.say(f"A process of Ray's is left out: {self._trouble}")
             return False
         if complaint:
             raise PathokdError(complaint)
@@ -200,26 +156,25 @@ class RayEngine:
 
     def _start(self, embedder: Embedder, number: int) -> list[Any]:
         """Ask for actors; those that find no free place wait in Ray, and nothing waits for them here."""
-        # The weights travel through the object store, once to each node, and are those whose hash is in the headers. A
-        # path would have to exist on all nodes and could have changed; a hub name would be fetched by every actor.
-        # This process holds on to them, so that an actor can be started anew.
-        self._model = self._ray.put(embedder.encoder)
         settings = {
-            "model": self._model,
             "readout": embedder.readout,
             "precision": embedder.precision,
             "device": "cuda" if self._gpus else "cpu",
             "batch_size": embedder.batch_size,
         }
-        kind = self._ray.remote(_Actor).options(
+        self._user = User(__version__, os.getcwd(), str(self._out), settings)
+        # The weights travel through the object store, once to each node, and are those whose hash is in the headers. A
+        # path would have to exist on all nodes and could have changed; a hub name would be fetched by every actor.
+        self._model = self._ray.put(embedder.encoder)
+        kind = self._ray.remote(SlideActor).options(
             num_cpus=self._workers, num_gpus=int(self._gpus), max_restarts=RESTARTS, max_task_retries=0
         )
-        self._actors = [kind.remote(settings, os.getcwd()) for _ in range(number)]
+        self._actors = [kind.remote() for _ in range(number)]
         return self._actors
 
-    def _greet(self, actor: Any) -> Any:
-        """Comes back once the actor is at its place with the model loaded, however long Ray takes to (re)start it."""
-        return actor.ready.options(max_task_retries=-1).remote(__version__, str(self._out))
+    def _load(self, actor: Any) -> Any:
+        """Comes back once the actor has the model, however long Ray takes to start it, or to start it anew."""
+        return actor.load.options(max_task_retries=-1).remote(self._model, self._user)
 
 
 def _connect() -> tuple[Any, bool]:
@@ -233,9 +188,9 @@ def _connect() -> tuple[Any, bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # pathokd reports to nobody
     # Ray left alone would join any Ray that this user runs on this machine.
     address = os.environ.get("RAY_ADDRESS") or "local"
-    extra = {"include_dashboard": False} if address == "local" else {}
+    dashboard = False if address == "local" else None  # None: not for us to say
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **extra)
+        ray.init(address, include_dashboard=dashboard, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise PathokdError(f"Ray at {address} cannot be used: {error}") from error
     return ray, True

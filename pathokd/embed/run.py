@@ -13,7 +13,8 @@ import pandas as pd
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
-from pathokd.embed.engine import EngineName, open_engine
+from pathokd.embed.engine import EngineName
+from pathokd.embed.engines import open_engine
 from pathokd.embed.facts import embedding_header, geometry_attrs, mismatches, model_attrs
 from pathokd.embed.ledger import Ledger
 from pathokd.embed.reading import read_batches
