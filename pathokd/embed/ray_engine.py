@@ -24,7 +24,7 @@ ATTEMPTS = 3
 """Processes a slide may cost before it is given up: a slide that exhausts a machine's memory does so every time."""
 RESTARTS = 10
 """Times Ray starts an actor anew. The limit ends the loop of a model that cannot even be loaded."""
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """Seconds without any actor at work before the user is told what is being waited for."""
 STOPPING_S = 20.0
 """Seconds given to actors to leave their slide, which they do between two batches, before they are killed."""
@@ -108,7 +108,7 @@ class RayEngine:
                 raise PathokdError(f"Ray has no process left for the other {len(todo)} slides: {self._trouble}")
             done, _ = ray.wait([*self._running, *starting], timeout=PATIENCE_S)
             if not (done or self._running):
-                bars.say("Waiting for Ray to find a free place for a process; `ray status` tells what takes them.")
+                bars.say("Waiting for a process of Ray's to have the model; `ray status` tells which places are free.")
             finished: list[R] = []
             for ref in done:
                 if ref in starting:
