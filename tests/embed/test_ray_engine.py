@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 
-from pathokd.cli.main import main
 from pathokd.embed import Embedder, embed_slides
 from pathokd.embed.engines import open_engine
 from pathokd.embed.ray_engine import ATTEMPTS, RayEngine
