@@ -81,15 +81,17 @@ class RayEngine:
 
     def __exit__(self, *exc: object) -> None:
         """Stop what still runs, and leave Ray as it was found."""
-        for ref in self._running:
-            self._ray.cancel(ref)
-        if self._running:
-            self._ray.wait([*self._running], num_returns=len(self._running), timeout=STOPPING_S)
-        for actor in self._actors:
-            self._ray.kill(actor)
-        self._running, self._actors = {}, []
-        if self._ours:
-            self._ray.shutdown()
+        try:
+            for ref in self._running:
+                self._ray.cancel(ref)
+            if self._running:
+                self._ray.wait([*self._running], num_returns=len(self._running), timeout=STOPPING_S)
+        finally:  # whoever presses Ctrl-C twice does not want to wait
+            for actor in self._actors:
+                self._ray.kill(actor)
+            self._running, self._actors = {}, []
+            if self._ours:
+                self._ray.shutdown()
 
     def run(
         self, work: Work[J, R], embedder: Embedder, jobs: Sequence[J], lost: Callable[[J, str], R], bars: Bars
