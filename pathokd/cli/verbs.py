@@ -259,6 +259,7 @@ def embed(
     dtype: Literal["fp16", "fp32"] = "fp32",
     device: str = "auto",
     shard: str = "0/1",
+    engine: Literal["local", "ray"] = "local",
     overwrite: bool = False,
     skip_errors: bool = False,
 ) -> int:
@@ -279,6 +280,7 @@ def embed(
         dtype: Precision of the stored features.
         device: auto or a torch device.
         shard: I/N embeds every N-th slide of a tiled folder from the I-th on (from 0), for N machines or jobs.
+        engine: local; or ray, the cluster that RAY_ADDRESS names, else this machine, one GPU or WORKERS CPUs a slide.
         overwrite: Redo what is done.
         skip_errors: Exit with 0 although a slide failed.
     """
@@ -318,6 +320,7 @@ def embed(
         device=device,
         overwrite=overwrite,
         shard=(int(number), int(shards)),
+        engine=engine,
     )
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides embedded in {out}")

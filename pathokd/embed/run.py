@@ -1,5 +1,6 @@
 """Embed a cohort slide by slide, or a packed folder in one go."""
 
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ import pandas as pd
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
+from pathokd.embed.engine import EngineName
+from pathokd.embed.engines import open_engine
 from pathokd.embed.facts import embedding_header, geometry_attrs, mismatches, model_attrs
+from pathokd.embed.ledger import Ledger
 from pathokd.embed.reading import read_batches
 from pathokd.embed.store import StoredDtype, read_good, read_header, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
-from pathokd.files import Header, atomic_path, check_header
+from pathokd.files import Header, check_header
 from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -58,6 +62,7 @@ def embed_slides(
     device: str = "auto",
     overwrite: bool = False,
     shard: tuple[int, int] = (0, 1),
+    engine: EngineName = "local",
 ) -> pd.DataFrame:
     """Embed every tile of a manifest, one HDF5 file per slide.
 
@@ -79,15 +84,19 @@ def embed_slides(
         overwrite: Redo slides whose file exists, whatever made it.
         shard: (i, n) embeds every n-th slide from the i-th on (from 0), for n processes that share `out_dir`; each
             writes a summary of its own, `summary-i-of-n.csv`.
+        engine: `local` is this process. `ray` is the Ray cluster that RAY_ADDRESS names, or one of its own on this
+            machine: several slides at a time, each by a process with one GPU, where there are any, and `workers` CPUs;
+            `device` is then `auto`, `cpu` or `cuda`. A slide whose process dies is tried again twice.
 
     Returns:
-        The summary, one row per slide: slide_id, path, status (ok, failed, skipped), n_tiles, n_unreadable,
-        seconds, message.
+        The summary, one row per slide, in the manifest's order: slide_id, path, status (ok, failed, skipped), n_tiles,
+        n_unreadable, seconds, message.
 
     Raises:
         StoreError: A file in `out_dir` was made with other settings and `overwrite` is not set; nothing is
             done.
         ManifestError: The manifest holds no tiles.
+        PathokdError: Ray is not installed, or its cluster cannot be used.
     """
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
     if table.frame.empty:
@@ -95,25 +104,27 @@ def embed_slides(
     number, shards = shard
     if not 0 <= number < shards:
         raise ValueError(f"shard should be (i, n) with i from 0 to n - 1, got {shard}.")
-    embedder, out = Embedder(model, readout, precision, device, batch_size), Path(out_dir)
-    slides = itertools.islice(_by_slide(table.frame), number, None, shards)
-    jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in slides]
-    outcomes: list[Outcome] = []
-    try:
-        with Bars() as bars:
-            for sentence in mismatches(embedder.encoder.card, table.spec):
-                bars.say(sentence)
-            for job in bars.track(jobs, "Slides", len(jobs)):
-                outcomes.append(_one_slide(embedder, job, workers, dtype, bars))
-                if outcomes[-1].message:
-                    bars.say(f"{job.slide_id}: {outcomes[-1].message}")
-    finally:
-        # An interrupted run also says how far it came.
-        summary = pd.DataFrame(outcomes, columns=list(Outcome._fields))
-        name = "summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv"
-        with atomic_path(out / name) as part:
-            summary.to_csv(part, index=False)
-    return summary
+    out = Path(out_dir)
+    path = out / ("summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv")
+    with open_engine(engine, device, precision, workers, out) as machine:
+        embedder = Embedder(model, readout, machine.precision, machine.device, batch_size)
+        slides = itertools.islice(_by_slide(table.frame), number, None, shards)
+        jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in slides]
+        work = functools.partial(_one_slide, workers=workers, dtype=dtype)
+        ledger = Ledger[Outcome](path, Outcome._fields, [job.slide_id for job in jobs])
+        try:
+            with Bars() as bars:
+                for sentence in mismatches(embedder.encoder.card, table.spec):
+                    bars.say(sentence)
+                skipped = (work(embedder, job, bars) for job in jobs if job.done)
+                done = machine.run(work, embedder, [job for job in jobs if not job.done], _lost, bars)
+                for outcome in bars.track(itertools.chain(skipped, done), "Slides", len(jobs)):
+                    ledger.add(outcome)
+                    if outcome.message:
+                        bars.say(f"{outcome.slide_id}: {outcome.message}")
+        finally:
+            ledger.write()  # an interrupted run also says how far it came
+    return ledger.table()
 
 
 def embed_packed(
@@ -178,11 +189,17 @@ def _job(
     embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype, out: Path, overwrite: bool
 ) -> _Job:
     slide_id = str(tiles["slide_id"].iloc[0])
-    header, path = embedding_header(embedder.facts, slide_id, tiles, spec, dtype), out / f"{slide_id}.h5"
+    header = embedding_header(embedder.facts, slide_id, tiles, spec, dtype)
+    path = (out / f"{slide_id}.h5").absolute()  # another process may have another working folder
     return _Job(slide_id, path, tiles, spec, header, not overwrite and _is_done(path, header))
 
 
-def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, bars: Bars) -> Outcome:
+def _lost(job: _Job, message: str) -> Outcome:
+    """The failed row of a slide that the engine gave up."""
+    return Outcome(job.slide_id, str(job.tiles["path"].iloc[0]), "failed", len(job.tiles), 0, 0.0, message)
+
+
+def _one_slide(embedder: Embedder, job: _Job, bars: Bars, *, workers: int, dtype: StoredDtype) -> Outcome:
     """Embed one slide, turning what goes wrong in the world into one failed row."""
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
