@@ -20,6 +20,7 @@ from pathokd.losses.assignment import balanced_centres
 from pathokd.models.prototype_head import FILE_NAME, SCHEMA, TokenKind, read_header, write_heads
 from pathokd.models.spherical_kmeans import Clusters, lloyd_step, seed_centroids
 from pathokd.models.teacher import Teacher
+from pathokd.models.weights import state_sha256
 from pathokd.progress import Bars
 
 KINDS: tuple[TokenKind, TokenKind] = ("cls", "patches")
@@ -137,6 +138,7 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
     settings: dict[str, Any] = {
         "teacher": card.name,
         "weights_sha256": teacher.encoder.weights_sha256,
+        "weights_sha256_bf16": _bf16_sha256(teacher),
         "image_px": card.image_px,
         "mean": list(card.mean),
         "std": list(card.std),
@@ -145,6 +147,12 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
         **asdict(spec),
     }
     return make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
+
+
+def _bf16_sha256(teacher: Teacher) -> str:
+    """Hash of the same weights cast to bf16, in which the teacher may run during training."""
+    state = teacher.encoder.model.state_dict()
+    return state_sha256({k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()})
 
 
 def _check_size(teacher: Teacher, tiles: int, spec: PrototypeSpec) -> None:

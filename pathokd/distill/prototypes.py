@@ -97,8 +97,9 @@ def _load(loss: PrototypeLoss, objective: Objective, key: str, encoder: Encoder)
     if loss.head is None:
         return PrototypeHead.random(encoder.embed_dim, loss.random_prototypes or 0)
     made = read_header(loss.head)["settings"]
+    sha256 = encoder.weights_sha256
     mine = {
-        "weights_sha256": encoder.weights_sha256,
+        "weights_sha256": made["weights_sha256"] if sha256 == made["weights_sha256_bf16"] else sha256,
         "mean": list(encoder.card.mean),
         "std": list(encoder.card.std),
     }

@@ -76,24 +76,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_y = torch.empty_like(y) if ctx.needs_input_grad[0] else None
         grad_w = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
         total = y.new_zeros((), dtype=torch.float64)
-        scale = 1 / (len(y) * tau_s)
         for start in range(0, len(y), rows):
             here = slice(start, start + rows)
-            q = softmax_(torch.addmm(centre, x[here], c.T, beta=-1).div_(tau_t))
-            s = (y[here] @ w.T).div_(tau_s)
-            expected = torch.bmm(q[:, None], s[:, :, None]).flatten()  # sum_k q_k s_k, without a product matrix
-            # H = log sum_k exp(s_k) - sum_k q_k s_k
-            largest = s.amax(1, keepdim=True)
-            p = s.sub_(largest).exp_()
-            norm = p.sum(1, keepdim=True)
-            total += (norm.log() + largest).double().sum() - expected.double().sum()
-            if grad_y is None and grad_w is None:
-                continue
-            g = p.div_(norm).sub_(q)
+            entropies, error = _chunk(y[here], w, x[here], c, centre, tau_s, tau_t)
+            total += entropies
+            error.div_(len(y) * tau_s)
             if grad_y is not None:
-                torch.mm(g, w, out=grad_y[here]).mul_(scale)
+                torch.mm(error, w, out=grad_y[here])
             if grad_w is not None:
-                grad_w.addmm_(g.T, y[here], alpha=scale)
+                grad_w.addmm_(error.T, y[here])
+            del error  # before the next chunk is made
         ctx.save_for_backward(grad_y, grad_w)
         return (total / len(y)).to(y.dtype)
 
@@ -102,6 +94,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)
+
+
+def _chunk(
+    y: Tensor, w: Tensor, x: Tensor, c: Tensor, centre: Tensor, tau_s: float, tau_t: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of H(q, p) over some tokens, fp64, and p - q, (tokens, prototypes); two matrices of that size at most."""
+    q = softmax_(torch.addmm(centre, x, c.T, beta=-1).div_(tau_t))
+    s = (y @ w.T).div_(tau_s)
+    expected = torch.bmm(q[:, None], s[:, :, None])  # sum_k q_k s_k, without a product matrix
+    # H = log sum_k exp(s_k) - sum_k q_k s_k
+    largest = s.amax(1, keepdim=True)
+    p = s.sub_(largest).exp_()
+    norm = p.sum(1, keepdim=True)
+    entropies = (norm.log() + largest).double().sum() - expected.double().sum()
+    return entropies, p.div_(norm).sub_(q)
 
 
 def softmax_(logits: Tensor) -> Tensor:
