@@ -93,9 +93,7 @@ def test_sinkhorn_needs_a_token_to_32_prototypes() -> None:
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     x, c = unit(10, 24), unit(11, 5)
     torch.save(sinkhorn_centre(x[rank * 12 : rank * 12 + 12], c, 0.05), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pathokd.losses import DINO, IBOT, PrototypeLoss
+from pathokd.losses import DINO, IBOT
 from pathokd.losses.assignment import CHUNK_ELEMENTS, sinkhorn_centre
 from pathokd.losses.cross_entropy import StudentSide, TeacherSide, prototype_cross_entropy
 
