@@ -82,7 +82,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
 
 
 def test_the_same_distribution_costs_its_entropy_and_pulls_nowhere() -> None:
-    student, teacher = sides()
+    student, _ = sides()
     same = TeacherSide(student.tokens.detach(), student.prototypes.detach(), torch.zeros(11), TAU_S)
     loss = prototype_cross_entropy(student, same)
     loss.backward()
@@ -105,7 +105,7 @@ def test_no_student_is_below_the_teachers_entropy(seed: int) -> None:
 
 def test_a_collapsed_student_pays_the_information_it_dropped() -> None:
     """With one answer for all tokens the best loss is the entropy of the mean target, above the mean entropy."""
-    student, teacher = sides(400, 8)
+    _, teacher = sides(400, 8)
     x, c, centre = (t.numpy() for t in teacher[:3])
     q = softmax((x @ c.T - centre) / TAU_T)
     best = q.mean(axis=0)
