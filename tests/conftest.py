@@ -62,3 +62,17 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     args = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
     encoder = build_student(StudentSpec("vit_tiny_patch16_224", args, image_px=32, mpp=0.5, seed=7))
     return export_student(encoder, tmp_path_factory.mktemp("teacher") / "tiny", licence="MIT")
+
+
+@pytest.fixture(scope="session")
+def tiny_prototypes(tiny_teacher: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fixed prototypes of that teacher."""
+    from pathokd.data.wsi import open_tiles
+    from pathokd.distill.prototype_fit import PrototypeSpec, fit_prototypes
+    from pathokd.models.teacher import TeacherSpec, build_teacher
+
+    folder = tmp_path_factory.mktemp("prototypes")
+    fit_prototypes(
+        build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed), folder, PrototypeSpec(8), workers=0
+    )
+    return folder

@@ -30,7 +30,9 @@ def test_a_recipe_says_what_it_is_for(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_trains_two_steps(recipe: Path, packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains_two_steps(
+    recipe: Path, packed: Path, tiny_teacher: Path, tiny_prototypes: Path, tmp_path: Path
+) -> None:
     """The recipe's objectives, views and optimiser as they are; teacher and student small enough for a test."""
     written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     keys = written["model"]["teachers"]
@@ -47,6 +49,9 @@ def test_a_recipe_trains_two_steps(recipe: Path, packed: Path, tiny_teacher: Pat
         "data": {"tiles": str(packed), "geometry": {"size_px": 32}, "val_fraction": 0.3, "split_by": "patient"},
         "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2},
     }
+    for objective in written["model"]["objectives"]:
+        if "head" in objective["loss"].get("init_args", {}):
+            objective["loss"]["init_args"]["head"] = str(tiny_prototypes)
     written["model"]["teachers"] = {}
     for section, values in small.items():
         written[section].update(values)

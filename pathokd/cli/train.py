@@ -94,7 +94,7 @@ class TrainCLI(LightningCLI):
         if config.trainer.enable_checkpointing is not False:
             callbacks.append(LastCheckpoint(folder, config.checkpoint_every))
             if config.data.val_fraction > 0:
-                callbacks.append(BestCheckpoint(folder))
+                callbacks.append(BestCheckpoint(folder, *config.model.best_measure))
         return callbacks
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -166,19 +166,22 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the epoch with the highest validation measure.
+    """`best.ckpt`: the epoch with the best validation measure.
 
     Args:
         dirpath: where.
         monitor: logged name of the measure.
+        mode: `max` if more of it is better, or `min`.
     """
 
-    def __init__(self, dirpath: str | Path, monitor: str = "val/cosine_cls") -> None:
+    def __init__(
+        self, dirpath: str | Path, monitor: str = "val/cosine_cls", mode: Literal["min", "max"] = "max"
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode=mode,
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -11,19 +11,32 @@ from torch import Tensor, nn
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
-from pathokd.data.views import CLEAN, crop_of
+from pathokd.data.views import CLEAN
+from pathokd.distill.batch_features import StudentCache, TargetCache, view_images
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
+from pathokd.distill.prototypes import Agreement, head_sha256, load_heads, plan_temperatures, view_pairs
+from pathokd.distill.terms import alignment_term, prototype_term, spread_term
 from pathokd.errors import TrainingError
+from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.models.dino_head import DinoHeadSpec
 from pathokd.models.ema import Ema
-from pathokd.models.features import Features, resize_patches
+from pathokd.models.features import Features
+from pathokd.models.prototype_head import PrototypeHead
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
 from pathokd.models.teacher import Teacher, TeacherSpec, build_teacher
+from pathokd.types import FloatArray
 
 CHECKPOINT_SCHEMA = "distillation/1"
+_BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
+    (AlignmentLoss, "val/cosine_cls", "max"),
+    (PrototypeLoss, "val/kl_cls", "min"),
+    (AlignmentLoss, "val/cosine_patches", "max"),
+    (PrototypeLoss, "val/kl_patches", "min"),
+)
 
 
 class Losses(NamedTuple):
@@ -43,6 +56,7 @@ class DistillationModule(L.LightningModule):
         student: the student to build.
         objectives: terms of the loss.
         projector: kind of the projectors from student to teacher space.
+        dino_head: heads of the student for objectives on prototypes.
         optim: optimiser and schedules.
         standardize_steps: training steps over which each target's mean and standard deviation are estimated before
             they are frozen; 0 compares with raw targets.
@@ -58,6 +72,7 @@ class DistillationModule(L.LightningModule):
         student: StudentSpec,
         objectives: list[Objective],
         projector: ProjectorSpec = ProjectorSpec(),  # noqa: B008 (frozen)
+        dino_head: DinoHeadSpec = DinoHeadSpec(),  # noqa: B008 (frozen)
         optim: OptimSpec = OptimSpec(),  # noqa: B008 (frozen)
         standardize_steps: int = 200,
         ema_momentum: tuple[float, float] | None = (0.994, 1.0),
@@ -69,7 +84,7 @@ class DistillationModule(L.LightningModule):
             raise ValueError("Distillation needs at least one teacher and one objective.")
         self.teacher_specs, self.student_spec = teachers, student
         self.objectives = objectives
-        self.projector_spec, self.optim_spec = projector, optim
+        self.projector_spec, self.dino_head_spec, self.optim_spec = projector, dino_head, optim
         self.standardize_steps, self.ema_momentum = standardize_steps, ema_momentum
         self.compile_models, self.fidelity_tiles = compile, fidelity_tiles
         self.net: ProjectedStudent | None = None
@@ -78,7 +93,11 @@ class DistillationModule(L.LightningModule):
         self.training_facts: dict[str, Any] = {}
         # A Teacher keeps its encoder out of the module tree: registering it moves it along and stores nothing.
         self.teachers = nn.ModuleDict()
+        self.prototypes = nn.ModuleDict()
+        self.temperatures: dict[str, FloatArray] = {}
+        self.crops: Collection[str] = {CLEAN}
         self._fidelity: dict[str, Fidelity] = {}
+        self._agreement: dict[tuple[str, Tokens], Agreement] = {}
         for objective in objectives:
             self._teacher_of(objective)
 
@@ -92,7 +111,11 @@ class DistillationModule(L.LightningModule):
         first = self.teacher(next(iter(self.teacher_specs)))
         encoder = build_student(self.student_spec, first.encoder)
         wanted = [(key, tokens, self.teacher(key).encoder.embed_dim) for key, tokens in self._targets()]
-        self.net = ProjectedStudent(encoder, wanted, self.projector_spec)
+        encoders = {key: self.teacher(key).encoder for key in self.teacher_specs}
+        heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], encoders)
+        self.prototypes.update(heads)
+        counts = {key: head.count for key, head in heads.items()}
+        self.net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
         self.statistics = nn.ModuleDict(
             {head_key(key, tokens): Standardizer(dim) for key, tokens, dim in wanted} if self.standardize_steps else {}
         )
@@ -113,9 +136,21 @@ class DistillationModule(L.LightningModule):
         averaged = self.net if self.ema is None else self.ema.model
         return averaged  # type: ignore[return-value]
 
+    @property
+    def best_measure(self) -> tuple[str, Literal["min", "max"]]:
+        """What tells the best epoch, and which way: the cosine of class tokens, or else how far assignments differ."""
+        for kind, name, mode in _BEST:
+            if any(isinstance(o.loss, kind) and f"_{o.tokens}" in name for o in self.objectives):
+                return name, mode
+        raise ValueError("No objective looks at a teacher: add one, such as pathokd.losses.Cosine.")
+
     def _targets(self) -> Iterator[tuple[str, Tokens]]:
-        """Distinct (teacher, tokens) of the objectives, in order."""
-        yield from dict.fromkeys((self._teacher_of(objective), objective.tokens) for objective in self.objectives)
+        """Distinct (teacher, tokens) of the objectives with a projector, in order."""
+        yield from dict.fromkeys(
+            (self._teacher_of(objective), objective.tokens)
+            for objective in self.objectives
+            if isinstance(objective.loss, AlignmentLoss)
+        )
 
     def _teacher_of(self, objective: Objective) -> str:
         if objective.teacher is None:
@@ -142,27 +177,58 @@ class DistillationModule(L.LightningModule):
         if self.net is None:
             raise RuntimeError("configure_model() has not run yet.")
         views = batch["views"]
-        seen: dict[str, Features] = {}
-        targets = _TargetCache(self, views)
+        seen, targets = StudentCache(self.net, views), self._targets_of(views)
+        crops = self._known_crops()
         parts: dict[str, Tensor] = {}
         total = next(self.net.parameters()).new_zeros(())
         for objective in self.objectives:
-            if objective.view not in seen:
-                seen[objective.view] = self.net(_view(views, objective.view))
-            student, key = seen[objective.view], self._teacher_of(objective)
-            target = targets.get(key, objective.tokens, objective.teacher_view, student.grid)
-            # Several crops of a tile are matched with the teacher's one view of it.
-            target = target.repeat_interleave(len(student.cls) // len(target), dim=0)
-            part = objective.loss(self.net.project(student, key, objective.tokens), target)
+            loss, key = objective.loss, self._teacher_of(objective)
+            if isinstance(loss, SpreadLoss):
+                part = spread_term(objective, loss, seen)
+            elif isinstance(loss, PrototypeLoss):
+                head, temperature = self.prototype_head(key, objective.tokens), self._temperature(objective.name, loss)
+                part = prototype_term(objective, loss, key, self.net, head, seen, targets, crops, temperature)
+            else:
+                part = alignment_term(objective, loss, key, self.net, seen, targets, crops)
             parts[objective.name] = part
             total = total + objective.weight * part
         return Losses(total, parts)
+
+    def _targets_of(self, views: dict[str, Tensor]) -> TargetCache:
+        return TargetCache(self.teachers, self.prototypes, self._standardise, views)
+
+    def _standardise(self, name: str, raw: Tensor) -> Tensor:
+        """Tokens in the scale of the target called `name`, whose statistics they enter in the first steps."""
+        if not self.standardize_steps:
+            return raw
+        statistics: Standardizer = self.statistics[name]  # type: ignore[assignment]
+        if self.training and self.global_step < self.standardize_steps:
+            statistics.update(raw)
+        standardised: Tensor = statistics(raw)
+        return standardised
+
+    def prototype_head(self, key: str, tokens: Tokens) -> PrototypeHead:
+        """The fixed prototypes for `tokens` of teacher `key`."""
+        return self.prototypes[head_key(key, tokens)]  # type: ignore[return-value]
+
+    def _temperature(self, name: str, loss: PrototypeLoss) -> float:
+        """Of the teacher at this step; outside a run, that of its end."""
+        planned = self.temperatures.get(name)
+        if planned is None:
+            return loss.teacher_temperature[1]
+        return float(planned[min(self.global_step, len(planned) - 1)])
+
+    def _known_crops(self) -> Collection[str]:
+        """The data's crops; before a run, what the objectives' names tell."""
+        named = (view for objective in self.objectives for view in (*objective.views, *objective.teacher_views))
+        return {*self.crops, *(view.partition("/")[0] for view in named if "/" in view)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; its schedules follow the optimiser step, so a resumed run needs no state for them."""
         if self.net is None:
             raise RuntimeError("configure_model() has not run yet.")
-        groups = parameter_groups(self.net.encoder.model, [self.net.heads], self.optim_spec)
+        heads = [self.net.heads, self.net.dino_heads]
+        groups = parameter_groups(self.net.encoder.model, heads, self.optim_spec)
         return torch.optim.AdamW(groups, lr=self.optim_spec.lr, betas=self.optim_spec.betas)
 
     def on_train_start(self) -> None:
@@ -175,20 +241,14 @@ class DistillationModule(L.LightningModule):
         if steps == float("inf"):
             raise ValueError("The schedules need an end: set trainer.max_epochs or trainer.max_steps.")
         self.schedules = Schedules.plan(self.optim_spec, int(steps), self.ema_momentum or (0.0, 0.0))
+        self.temperatures = plan_temperatures(self.objectives, int(steps))
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TileDataModule):
-            self._check_crops(data.views.crops)
+            self.crops = data.views.crops
             self.training_facts["data"] = data.described()
-
-    def _check_crops(self, crops: Collection[str]) -> None:
-        """Patch tokens have partners only within one crop."""
         for objective in self.objectives:
-            mine, theirs = crop_of(objective.view, crops), crop_of(objective.teacher_view, crops)
-            if objective.tokens == "patches" and mine != theirs:
-                raise ValueError(
-                    f"Objective {objective.name} matches patches of the crop {mine!r} with those of {theirs!r}, which "
-                    "shows other tissue: give view and teacher_view one crop, or match cls tokens."
-                )
+            if not isinstance(objective.loss, SpreadLoss):
+                view_pairs(objective, self._known_crops())  # what cannot be paired is refused before the first step
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""
@@ -206,15 +266,25 @@ class DistillationModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start the measures afresh."""
         self._fidelity = {key: Fidelity(self.fidelity_tiles) for key in self.teacher_specs}
+        self._agreement = {
+            (key, objective.tokens): Agreement(self.prototype_head(key, objective.tokens), objective.loss)
+            for objective in self.objectives
+            if isinstance(objective.loss, PrototypeLoss)
+            for key in [self._teacher_of(objective)]
+        }
 
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
         """Compare the evaluated student with each teacher on clean tiles."""
-        student: Features = self.evaluated(_view(batch["views"], CLEAN))
-        targets = _TargetCache(self, batch["views"])
+        student: Features = self.evaluated(view_images(batch["views"], CLEAN))
+        targets = self._targets_of(batch["views"])
         for key, tokens in self._targets():
             target = targets.get(key, tokens, CLEAN, student.grid)
             prediction = self.evaluated.project(student, key, tokens)
             self._fidelity[key].add_cosine(f"cosine_{tokens}", prediction, target)
+        for (key, tokens), agreement in self._agreement.items():
+            head = self.evaluated.dino_head(key, tokens)
+            unit = targets.unit(key, tokens, CLEAN, student.grid)
+            agreement.add(head(getattr(student, tokens)), head.prototypes(), unit)
         for key, fidelity in self._fidelity.items():
             fidelity.add_features(student.cls, targets.features(key, CLEAN).cls)
 
@@ -237,7 +307,11 @@ class DistillationModule(L.LightningModule):
     def _log_fidelity(self, stage: str) -> None:
         for number, (key, fidelity) in enumerate(self._fidelity.items()):
             prefix = stage if number == 0 else f"{stage}/{key}"
-            values = {f"{prefix}/{name}": value for name, value in fidelity.compute().items()}
+            measures = fidelity.compute()
+            for (teacher, tokens), agreement in self._agreement.items():
+                if teacher == key:
+                    measures.update(agreement.compute(tokens))
+            values = {f"{prefix}/{name}": value for name, value in measures.items()}
             self.log_dict(values, prog_bar=number == 0, sync_dist=True)
 
     # ------------------------------------------------------------- checkpoints
@@ -252,6 +326,7 @@ class DistillationModule(L.LightningModule):
             "projector": asdict(self.projector_spec),
             "targets": [[key, tokens, self.teacher(key).encoder.embed_dim] for key, tokens in self._targets()],
             "teachers": {key: self._teacher_facts(key) for key in self.teachers},
+            "prototypes": self._prototype_hashes(),
             "ema": self.ema is not None,
             "metrics": logged,
             "facts": self.training_facts,
@@ -266,6 +341,9 @@ class DistillationModule(L.LightningModule):
             "card": asdict(encoder.card),
         }
 
+    def _prototype_hashes(self) -> dict[str, str]:
+        return {name: head_sha256(head) for name, head in self.prototypes.items()}  # type: ignore[arg-type]
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another teacher; restore the random state."""
         saved = checkpoint.get("pathokd")
@@ -277,46 +355,10 @@ class DistillationModule(L.LightningModule):
                     f"Teacher {key!r} has other weights than when this checkpoint was written "
                     f"({self.teacher_specs[key].weights}): resume with the same teacher."
                 )
+        for name, sha256 in saved.get("prototypes", {}).items():
+            if name in self.prototypes and self._prototype_hashes()[name] != sha256:
+                raise TrainingError(
+                    f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
+                    "head."
+                )
         torch.set_rng_state(saved["torch_rng"].cpu())
-
-
-class _TargetCache:
-    """Teacher features of one batch, each view run once, standardised once."""
-
-    def __init__(self, module: DistillationModule, views: dict[str, Tensor]) -> None:
-        self._module, self._views = module, views
-        self._features: dict[tuple[str, str], Features] = {}
-        self._tokens: dict[tuple[str, str, str], Tensor] = {}
-
-    def features(self, key: str, view: str) -> Features:
-        """Raw features of teacher `key` on `view`."""
-        if (key, view) not in self._features:
-            self._features[key, view] = self._module.teacher(key)(_view(self._views, view))
-        return self._features[key, view]
-
-    def get(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
-        """Standardised tokens of teacher `key` on `view`, patches on the student's `grid`."""
-        if (key, tokens, view) not in self._tokens:
-            features = self.features(key, view)
-            raw = features.cls if tokens == "cls" else resize_patches(features.patches, features.grid, grid)
-            self._tokens[key, tokens, view] = self._standardise(head_key(key, tokens), raw)
-        return self._tokens[key, tokens, view]
-
-    def _standardise(self, name: str, raw: Tensor) -> Tensor:
-        module = self._module
-        if not module.standardize_steps:
-            return raw
-        statistics: Standardizer = module.statistics[name]  # type: ignore[assignment]
-        if module.training and module.global_step < module.standardize_steps:
-            statistics.update(raw)
-        standardised: Tensor = statistics(raw)
-        return standardised
-
-
-def _view(views: dict[str, Tensor], name: str) -> Tensor:
-    """The images of a view, (batch, 3, height, width); several crops of a tile follow each other."""
-    if name not in views:
-        raise ValueError(f"The batch has the views {', '.join(views)} but an objective asks for {name!r}: add it to "
-                         "data.photometric, or correct the objective.")  # fmt: skip
-    images = views[name]
-    return images.flatten(0, 1) if images.ndim == 5 else images

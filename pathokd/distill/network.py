@@ -1,6 +1,6 @@
-"""What is trained: the student's encoder and one projector per teacher and kind of token."""
+"""What is trained: the student's encoder, and per teacher and kind of token a projector or a head with prototypes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathokd.distill.objective import Tokens
+from pathokd.models.dino_head import DinoHead, DinoHeadSpec
 from pathokd.models.encoder import Encoder
 from pathokd.models.features import Features
 from pathokd.models.projector import make_projector
@@ -32,15 +33,24 @@ def head_key(teacher: str, tokens: Tokens) -> str:
 
 
 class ProjectedStudent(nn.Module):
-    """Student encoder with its projectors; the EMA is kept over the whole of it.
+    """Student encoder with its projectors and prototypes; the EMA is kept over the whole of it.
 
     Args:
         encoder: the student.
         wanted: (teacher, tokens, teacher's width) of each projector.
         spec: kind of projector.
+        prototypes: number of prototypes by `head_key`, where an objective compares assignments.
+        dino_head: sizes of their heads.
     """
 
-    def __init__(self, encoder: Encoder, wanted: Iterable[tuple[str, Tokens, int]], spec: ProjectorSpec) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        wanted: Iterable[tuple[str, Tokens, int]],
+        spec: ProjectorSpec,
+        prototypes: Mapping[str, int] | None = None,
+        dino_head: DinoHeadSpec = DinoHeadSpec(),  # noqa: B008 (frozen)
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict(
@@ -48,6 +58,9 @@ class ProjectedStudent(nn.Module):
                 head_key(teacher, tokens): make_projector(spec.kind, encoder.embed_dim, dim, hidden_dim=spec.hidden_dim)
                 for teacher, tokens, dim in wanted
             }
+        )
+        self.dino_heads = nn.ModuleDict(
+            {key: DinoHead(encoder.embed_dim, count, dino_head) for key, count in (prototypes or {}).items()}
         )
 
     def forward(self, images: Tensor) -> Features:
@@ -59,3 +72,7 @@ class ProjectedStudent(nn.Module):
         """Tokens of the student in the (standardised) space of `teacher`."""
         projected: Tensor = self.heads[head_key(teacher, tokens)](getattr(features, tokens))
         return projected
+
+    def dino_head(self, teacher: str, tokens: Tokens) -> DinoHead:
+        """The head that meets the prototypes for `tokens` of `teacher`."""
+        return self.dino_heads[head_key(teacher, tokens)]  # type: ignore[return-value]

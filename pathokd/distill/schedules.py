@@ -32,3 +32,24 @@ def warmup_cosine(steps: int, *, peak: float, final: float, warmup_steps: int = 
 def cosine(steps: int, *, start: float, final: float) -> FloatArray:
     """Half a cosine from `start` to `final`, shape (steps,); weight decay and EMA momentum follow it."""
     return warmup_cosine(steps, peak=start, final=final)
+
+
+def warmup_linear(steps: int, *, start: float, final: float, warmup_steps: int) -> FloatArray:
+    """Linear from `start` to `final`, which is reached at step `warmup_steps` and kept; teacher temperatures follow it.
+
+    Args:
+        steps: length of the schedule.
+        start: first value (if there is a warm-up).
+        final: value from `warmup_steps` on.
+        warmup_steps: not negative; a warm-up longer than the run is cut off.
+
+    Returns:
+        float64, shape (steps,).
+
+    Reference:
+        Caron et al. 2021, "DINO" (arXiv 2104.14294), section 3.2: tau_t from 0.04 to 0.07 over 30 epochs.
+    """
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}.")
+    warmup = np.linspace(start, final, warmup_steps, endpoint=False)[:steps]
+    return np.concatenate([warmup, np.full(steps - len(warmup), final)])

@@ -1,0 +1,93 @@
+"""Features of one batch: each network sees each view once, however many objectives ask for it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pathokd.distill.network import ProjectedStudent, head_key
+from pathokd.distill.objective import Tokens
+from pathokd.models.features import Features, resize_patches
+from pathokd.models.prototype_head import PrototypeHead
+from pathokd.models.teacher import Teacher
+
+
+class StudentCache:
+    """Features of the student on the views of a batch."""
+
+    def __init__(self, net: ProjectedStudent, views: dict[str, Tensor]) -> None:
+        self._net, self._views = net, views
+        self._features: dict[str, Features] = {}
+
+    def __getitem__(self, view: str) -> Features:
+        if view not in self._features:
+            self._features[view] = self._net(view_images(self._views, view))
+        return self._features[view]
+
+
+class TargetCache:
+    """Features of the teachers on the views of a batch, made ready for the objectives once.
+
+    Args:
+        teachers: by key.
+        prototypes: fixed heads by `head_key`.
+        standardise: name of a target and raw tokens to standardised ones.
+        views: of the batch.
+    """
+
+    def __init__(
+        self,
+        teachers: nn.ModuleDict,
+        prototypes: nn.ModuleDict,
+        standardise: Callable[[str, Tensor], Tensor],
+        views: dict[str, Tensor],
+    ) -> None:
+        self._teachers, self._prototypes, self._standardise = teachers, prototypes, standardise
+        self._views = views
+        self._features: dict[tuple[str, str], Features] = {}
+        self._made: dict[tuple[str, str, str, str], Tensor] = {}
+
+    def features(self, key: str, view: str) -> Features:
+        """Raw features of teacher `key` on `view`."""
+        if (key, view) not in self._features:
+            teacher: Teacher = self._teachers[key]  # type: ignore[assignment]
+            self._features[key, view] = teacher(view_images(self._views, view))
+        return self._features[key, view]
+
+    def get(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
+        """Standardised tokens of teacher `key` on `view`, patches on the student's `grid`."""
+        name = head_key(key, tokens)
+        return self._once("standard", key, tokens, view, grid, lambda raw: self._standardise(name, raw))
+
+    def unit(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
+        """Unit tokens of teacher `key` on `view` as its prototypes want them, patches on the student's `grid`."""
+        head: PrototypeHead = self._prototypes[head_key(key, tokens)]  # type: ignore[assignment]
+        return self._once("unit", key, tokens, view, grid, head)
+
+    def _once(
+        self, kind: str, key: str, tokens: Tokens, view: str, grid: tuple[int, int], make: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if (kind, key, tokens, view) not in self._made:
+            features = self.features(key, view)
+            raw = features.cls if tokens == "cls" else resize_patches(features.patches, features.grid, grid)
+            self._made[kind, key, tokens, view] = make(raw)
+        return self._made[kind, key, tokens, view]
+
+
+def view_images(views: dict[str, Tensor], name: str) -> Tensor:
+    """The images of a view, (batch, 3, height, width); several crops of a tile follow each other."""
+    if name not in views:
+        raise ValueError(f"The batch has the views {', '.join(views)} but an objective asks for {name!r}: add it to "
+                         "data.photometric, or correct the objective.")  # fmt: skip
+    images = views[name]
+    return images.flatten(0, 1) if images.ndim == 5 else images
+
+
+def for_each_crop(target: Tensor, student: Tensor) -> Tensor:
+    """The teacher's one view of a tile, repeated for each of the student's crops of it."""
+    return target.repeat_interleave(len(student) // len(target), dim=0)
+
+
+def one_below_the_other(parts: list[Tensor]) -> Tensor:
+    """Tokens of several pairs of views as rows, (tokens, dim)."""
+    return torch.cat([part.flatten(0, -2) for part in parts])

@@ -1,0 +1,190 @@
+"""Prototype objectives inside a run: which views are paired, the teacher's heads, and how far the student agrees."""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pathokd.data.views import crop_of
+from pathokd.distill.network import head_key
+from pathokd.distill.objective import Objective
+from pathokd.distill.schedules import warmup_linear
+from pathokd.errors import TrainingError
+from pathokd.losses import PrototypeLoss
+from pathokd.losses.assignment import assign, chunk_rows
+from pathokd.models.encoder import Encoder
+from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
+from pathokd.types import FloatArray
+
+
+def view_pairs(objective: Objective, crops: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs (student's view, teacher's view) that an objective compares.
+
+    Patch tokens have partners only within one crop. Class tokens are compared across all views, for DINO without those
+    of one crop unless it says `diagonal`.
+
+    Args:
+        objective: with its views.
+        crops: names of the crops that views are of.
+
+    Raises:
+        ValueError: a view is left without a partner.
+    """
+    pairs = []
+    for view in objective.views:
+        mine = crop_of(view, crops)
+        same = [other for other in objective.teacher_views if crop_of(other, crops) == mine]
+        others = [other for other in objective.teacher_views if other not in same]
+        if objective.tokens == "patches":
+            if not same:
+                raise ValueError(
+                    f"Objective {objective.name} matches patches of the crop {mine!r} with those of "
+                    f"{crop_of(others[0], crops)!r}, which shows other tissue: give view and teacher_view one crop, "
+                    "or match cls tokens."
+                )
+            partners = same
+        elif isinstance(objective.loss, PrototypeLoss) and not objective.loss.diagonal:
+            partners = others
+        else:
+            partners = list(objective.teacher_views)
+        if not partners:
+            raise ValueError(
+                f"Objective {objective.name} compares the view {view!r} with other crops only, and its teacher_view "
+                "names none: add one, or set diagonal: true."
+            )
+        pairs += [(view, other) for other in partners]
+    return pairs
+
+
+def load_heads(
+    objectives: Iterable[tuple[str, Objective]], encoders: Mapping[str, Encoder]
+) -> dict[str, PrototypeHead]:
+    """The teachers' prototypes that objectives ask for.
+
+    Args:
+        objectives: with the teacher's key of each.
+        encoders: teachers by key.
+
+    Raises:
+        TrainingError: a head was made from another teacher.
+        ValueError: two heads for one kind of token, or a temperature that a head has no centre for.
+        WeightsError: no such file.
+    """
+    heads: dict[str, PrototypeHead] = {}
+    chosen: dict[str, tuple[str | None, int | None]] = {}
+    for key, objective in objectives:
+        loss = objective.loss
+        if not isinstance(loss, PrototypeLoss):
+            continue
+        name = head_key(key, objective.tokens)
+        source = (loss.head, loss.random_prototypes)
+        if chosen.setdefault(name, source) != source:
+            raise ValueError(
+                f"Objectives on {objective.tokens} of teacher {key!r} name two heads, {chosen[name][0]} and "
+                f"{loss.head}: one student head learns one."
+            )
+        if name not in heads:
+            heads[name] = _load(loss, objective, key, encoders[key])
+        if loss.centring == "frozen":
+            for temperature in loss.teacher_temperature:
+                heads[name].centre_at(temperature)
+    return heads
+
+
+def _load(loss: PrototypeLoss, objective: Objective, key: str, encoder: Encoder) -> PrototypeHead:
+    if loss.head is None:
+        return PrototypeHead.random(encoder.embed_dim, loss.random_prototypes or 0)
+    made = read_header(loss.head)["settings"]
+    sha256 = encoder.weights_sha256
+    mine = {
+        "weights_sha256": made["weights_sha256"] if sha256 == made["weights_sha256_bf16"] else sha256,
+        "mean": list(encoder.card.mean),
+        "std": list(encoder.card.std),
+    }
+    differs = [name for name, value in mine.items() if made[name] != value]
+    if differs:
+        raise TrainingError(
+            f"The prototypes in {loss.head} were made from {made['teacher']} with {differs[0]} = "
+            f"{made[differs[0]]!r}, teacher {key!r} has {mine[differs[0]]!r}: make them for this teacher."
+        )
+    return read_head(loss.head, objective.tokens)
+
+
+def plan_temperatures(objectives: Iterable[Objective], steps: int) -> dict[str, FloatArray]:
+    """The teacher's temperature at each step, by the name of the objective."""
+    return {
+        objective.name: warmup_linear(
+            steps,
+            start=objective.loss.teacher_temperature[0],
+            final=objective.loss.teacher_temperature[1],
+            warmup_steps=round(objective.loss.warmup * steps),
+        )
+        for objective in objectives
+        if isinstance(objective.loss, PrototypeLoss)
+    }
+
+
+def centre_of(loss: PrototypeLoss, head: PrototypeHead, temperature: float) -> Float[Tensor, " count"]:
+    """The frozen centre a loss uses at a temperature (with `sinkhorn` it makes its own, and this one is not used)."""
+    return head.centre_at(temperature) if loss.centring == "frozen" else head.mean_centre
+
+
+def head_sha256(head: PrototypeHead) -> str:
+    """Identity of a teacher's prototypes, for checkpoints."""
+    return hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
+
+
+class Agreement(nn.Module):
+    """How far the student's assignment is the teacher's, accumulated over validation batches.
+
+    Args:
+        head: the teacher's prototypes.
+        loss: with the temperatures and the centre; those at the end of training.
+    """
+
+    def __init__(self, head: PrototypeHead, loss: PrototypeLoss) -> None:
+        super().__init__()
+        temperature = loss.teacher_temperature[1]
+        self.temperatures = loss.student_temperature, temperature
+        self.head, self.centre = head, centre_of(loss, head, temperature)
+        self.kl, self.same, self.tokens = torch.zeros(()).double(), torch.zeros(()).double(), 0
+        self.used_student = self.used_teacher = torch.zeros(head.count).double()
+
+    @torch.no_grad()
+    def add(
+        self,
+        student: Float[Tensor, "*tokens bottleneck"],
+        prototypes: Float[Tensor, "count bottleneck"],
+        teacher: Float[Tensor, "*tokens dim"],
+    ) -> None:
+        """Add tokens."""
+        rows = chunk_rows(self.head.count)
+        y, x = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
+        for a, b in zip(torch.split(y.float(), rows), torch.split(x, rows), strict=True):
+            q = assign(b @ self.head.centroids.T, self.centre, self.temperatures[1])
+            log_p = ((a @ prototypes.float().T) / self.temperatures[0]).log_softmax(-1)
+            self.kl = self.kl + torch.special.xlogy(q, q).sub(q * log_p).sum().double().cpu()
+            self.same = self.same + (q.argmax(-1) == log_p.argmax(-1)).sum().double().cpu()
+            self.used_student = self.used_student + log_p.exp().double().sum(0).cpu()
+            self.used_teacher = self.used_teacher + q.double().sum(0).cpu()
+            self.tokens += len(a)
+
+    def compute(self, tokens: str) -> dict[str, Tensor]:
+        """`kl_TOKENS` (nats), `same_prototype_TOKENS` (share of tokens with one nearest prototype) and `spread_TOKENS`.
+
+        The spread is the number of prototypes the student uses over the teacher's (the perplexities of the mean
+        assignments): it falls towards 1 / perplexity as a student collapses.
+        """
+        if not self.tokens:
+            return {}
+        spread = perplexity(self.used_student / self.tokens) / perplexity(self.used_teacher / self.tokens)
+        values = {"kl": self.kl / self.tokens, "same_prototype": self.same / self.tokens, "spread": spread}
+        return {f"{name}_{tokens}": value.float() for name, value in values.items()}
+
+
+def perplexity(shares: Float[Tensor, " count"]) -> Float[Tensor, ""]:
+    """Effective number of prototypes in use, exp of the entropy: 1 if all is in one, K if all are used alike."""
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy.exp()

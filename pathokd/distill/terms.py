@@ -1,0 +1,84 @@
+"""What an objective is worth on a batch: the mean of its loss over all its pairs of views."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, one_below_the_other
+from pathokd.distill.network import ProjectedStudent
+from pathokd.distill.objective import Objective
+from pathokd.distill.prototypes import centre_of, view_pairs
+from pathokd.losses import IBOT, AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.models.prototype_head import PrototypeHead
+
+
+def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache) -> Tensor:
+    """The student's class tokens among themselves, each view by itself."""
+    return torch.stack([loss(seen[view].cls) for view in objective.views]).mean()
+
+
+def alignment_term(
+    objective: Objective,
+    loss: AlignmentLoss,
+    teacher: str,
+    net: ProjectedStudent,
+    seen: StudentCache,
+    targets: TargetCache,
+    crops: Collection[str],
+) -> Tensor:
+    """Projected student against standardised teacher."""
+    predictions, wanted = [], []
+    for view, teacher_view in view_pairs(objective, crops):
+        student = seen[view]
+        if objective.detach:
+            student = student._replace(cls=student.cls.detach(), patches=student.patches.detach())
+        predictions.append(net.project(student, teacher, objective.tokens))
+        target = targets.get(teacher, objective.tokens, teacher_view, student.grid)
+        wanted.append(for_each_crop(target, predictions[-1]))
+    if len(predictions) == 1:
+        return loss(predictions[0], wanted[0])
+    return loss(one_below_the_other(predictions), one_below_the_other(wanted))
+
+
+def prototype_term(
+    objective: Objective,
+    loss: PrototypeLoss,
+    teacher: str,
+    net: ProjectedStudent,
+    head: PrototypeHead,
+    seen: StudentCache,
+    targets: TargetCache,
+    crops: Collection[str],
+    temperature: float,
+) -> Tensor:
+    """Student's assignment to its prototypes against the teacher's to the fixed ones.
+
+    Args:
+        objective: with the loss and its views.
+        loss: the same, narrowed.
+        teacher: key.
+        net: student.
+        head: the teacher's prototypes.
+        seen: student on the batch.
+        targets: teachers on the batch.
+        crops: of the data.
+        temperature: the teacher's, at this step.
+    """
+    mine, vectors, wanted = net.dino_head(teacher, objective.tokens), [], []
+    encoded: dict[str, Tensor] = {}
+    for view, teacher_view in view_pairs(objective, crops):
+        student: Tensor = getattr(seen[view], objective.tokens)
+        target = for_each_crop(targets.unit(teacher, objective.tokens, teacher_view, seen[view].grid), student)
+        rows = loss.sample(*student.shape[:2]) if isinstance(loss, IBOT) else None
+        if rows is None:
+            if view not in encoded:
+                encoded[view] = mine(student)
+            vectors.append(encoded[view])
+        else:
+            rows = rows.to(student.device)
+            vectors.append(mine(student.flatten(0, 1)[rows]))
+            target = target.flatten(0, 1)[rows]
+        wanted.append(target)
+    y, x = one_below_the_other(vectors), one_below_the_other(wanted)
+    return loss(y, mine.prototypes(), x, head.centroids, centre_of(loss, head, temperature), temperature)

@@ -1,0 +1,285 @@
+"""Prototype objectives in the module: pairs and weights by hand, what they train, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pathokd.data.wsi import open_tiles
+from pathokd.distill.module import DistillationModule
+from pathokd.distill.network import ProjectorSpec
+from pathokd.distill.objective import Objective
+from pathokd.distill.prototype_fit import KINDS, PrototypeSpec, _kmeans, fit_prototypes
+from pathokd.distill.prototype_tokens import TokenShards, TokenSpec
+from pathokd.distill.prototypes import Agreement, perplexity, plan_temperatures, view_pairs
+from pathokd.distill.schedules import warmup_linear
+from pathokd.errors import ManifestError, StoreError, TrainingError
+from pathokd.losses import DINO, IBOT, Cosine, KoLeo
+from pathokd.losses.assignment import balanced_centres
+from pathokd.models import StudentSpec, TeacherSpec
+from pathokd.models.dino_head import DinoHeadSpec
+from pathokd.models.prototype_head import PrototypeHead, read_head
+from pathokd.models.teacher import build_teacher
+from pathokd.progress import Bars
+from pathokd.types import Rgb
+
+TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "dynamic_img_size": True}
+CROSS = {"view": ["student", "global2/student", "local/student"], "teacher_view": ["clean", "global2"]}
+SAME = {"view": ["student", "global2/student"], "teacher_view": ["clean", "global2"]}
+SPEC = PrototypeSpec(6, 10, TokenSpec(views=2, patches=4), iterations=5)
+
+
+@pytest.fixture(scope="module")
+def head(packed: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("head")
+    fit_prototypes(build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed), out, SPEC, workers=0)
+    return out
+
+
+def module(teacher: Path, objectives: list[Objective], **changes: Any) -> DistillationModule:
+    settings: dict[str, Any] = {
+        "teachers": {"t": TeacherSpec(str(teacher))},
+        "student": StudentSpec("vit_tiny_patch16_224", TINY, image_px=32),
+        "objectives": objectives,
+        "projector": ProjectorSpec(),
+        "dino_head": DinoHeadSpec(12, 5),
+        "standardize_steps": 0,
+    }
+    built = DistillationModule(**{**settings, **changes})
+    built.configure_model()
+    return built
+
+
+def batch(n: int = 3) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(*shape: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+    views = {name: images(n) for name in ("clean", "student", "global2", "global2/student")}
+    local = torch.randint(0, 256, (n, 4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    return {"views": {**views, "local/student": local}, "index": torch.arange(n), "key": ["a", "b", "c"][:n]}
+
+
+def cross_entropy(built: DistillationModule, tokens: str, images: Any, view: str, teacher_view: str) -> Any:
+    """H of each token, (images, tokens), float64, at the final temperature."""
+    assert built.net is not None
+    fixed, own = built.prototype_head("t", tokens), built.net.dino_head("t", tokens)  # type: ignore[arg-type]
+    with torch.no_grad():
+        t, s = (getattr(net(images[name]), tokens) for net, name in
+                ((built.teacher("t"), teacher_view), (built.net.encoder, view)))  # fmt: skip
+        x = (t.double() - fixed.mean.double()) / (fixed.std.double() + 1e-6)
+        z = x / x.norm(dim=-1, keepdim=True) @ fixed.centroids.double().T
+        q = ((z - fixed.centre_at(0.07).double()) / 0.07).softmax(-1)
+        p = ((own(s).double() @ own.prototypes().double().T) / 0.1).log_softmax(-1)
+    return -(q * p).sum(-1)
+
+
+def test_dino_weighs_its_pairs_as_published(tiny_teacher: Path, head: Path) -> None:
+    """2/18 for the other global view and 16/18 for local ones, here with four of them: 2/10 and 8/10."""
+    built = module(tiny_teacher, [Objective(DINO(str(head)), **CROSS)]).eval()  # type: ignore[arg-type]
+    images = batch()
+    with torch.no_grad():
+        total = built.losses(images).total.item()  # type: ignore[arg-type]
+    views = dict(images["views"])
+    views |= {f"crop{i}": views["local/student"][:, i] for i in range(4)}
+
+    def mean(view: str, teacher_view: str) -> float:
+        return float(cross_entropy(built, "cls", views, view, teacher_view).mean())
+
+    cross = (mean("student", "global2") + mean("global2/student", "clean")) / 2
+    local = np.mean([mean(f"crop{i}", g) for i in range(4) for g in ("clean", "global2")])
+    assert total == pytest.approx(2 / 10 * cross + 8 / 10 * float(local), abs=1e-5)
+    built.objectives[0] = Objective(DINO(str(head), diagonal=True), **CROSS)  # type: ignore[arg-type]
+    same = (mean("student", "clean") + mean("global2/student", "global2")) / 2
+    with torch.no_grad():
+        total = built.losses(images).total.item()  # type: ignore[arg-type]
+    assert total == pytest.approx((4 * (cross + same) / 2 + 8 * float(local)) / 12, abs=1e-5)
+
+
+def test_ibot_compares_each_patch_with_its_own(tiny_teacher: Path, head: Path) -> None:
+    built = module(tiny_teacher, [Objective(IBOT(str(head)), tokens="patches", **SAME)]).eval()  # type: ignore[arg-type]
+    images = batch()
+    with torch.no_grad():
+        total = built.losses(images).total.item()  # type: ignore[arg-type]
+    pairs = (("student", "clean"), ("global2/student", "global2"))
+    found = [cross_entropy(built, "patches", images["views"], *pair) for pair in pairs]
+    assert found[0].shape == (3, 16)
+    assert total == pytest.approx(float(torch.stack(found).mean()), abs=1e-5)
+    built.objectives[0] = Objective(IBOT(str(head), share=0.5), tokens="patches", **SAME)  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    rows = [IBOT(str(head), share=0.5).sample(3, 16) for _ in range(2)]
+    torch.manual_seed(5)
+    with torch.no_grad():
+        total = built.losses(images).total.item()  # type: ignore[arg-type]
+    some = torch.stack([part.flatten()[row] for part, row in zip(found, rows, strict=True)])
+    assert total == pytest.approx(float(some.mean()), abs=1e-5)
+
+
+def test_the_whole_recipe_trains_what_it_should(tiny_teacher: Path, head: Path) -> None:
+    objectives = [
+        Objective(DINO(str(head)), **CROSS),  # type: ignore[arg-type]
+        Objective(IBOT(str(head)), tokens="patches", **SAME),  # type: ignore[arg-type]
+        Objective(KoLeo(), view=["student", "global2/student"], weight=0.2),
+    ]
+    built = module(tiny_teacher, objectives)
+    losses = built.losses(batch())  # type: ignore[arg-type]
+    losses.total.backward()
+    assert built.net is not None
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in built.net.dino_heads.parameters())
+    assert built.net.encoder.model.cls_token.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in built.teacher("t").encoder.parameters())
+    assert not any("prototypes." in name for name in built.state_dict())
+    assert built.best_measure == ("val/kl_cls", "min")
+    assert list(losses.parts)[1] == "patches_ibot@student+global2/student"
+    koleo = [built.net.encoder(batch()["views"][name]).cls for name in ("student", "global2/student")]
+    expected = (KoLeo()(koleo[0]) + KoLeo()(koleo[1])) / 2
+    assert losses.parts["cls_koleo@student+global2/student"].item() == pytest.approx(expected.item(), abs=1e-5)
+    trained = {id(p) for group in built.configure_optimizers().param_groups for p in group["params"]}
+    assert trained == {id(p) for p in built.net.parameters()}
+
+
+def test_a_probe_is_not_felt_by_the_student(tiny_teacher: Path) -> None:
+    built = module(tiny_teacher, [Objective(Cosine(), detach=True)])
+    built.losses(batch()).total.backward()  # type: ignore[arg-type]
+    assert built.net is not None
+    assert all(p.grad is None for p in built.net.encoder.parameters())
+    assert all(p.grad is not None for p in built.net.heads.parameters())
+    assert built.best_measure == ("val/cosine_cls", "max")
+
+
+def test_temperatures_rise_and_stay() -> None:
+    values = warmup_linear(10, start=0.04, final=0.07, warmup_steps=3)
+    assert np.allclose(values, [0.04, 0.05, 0.06, *[0.07] * 7])
+    assert len(warmup_linear(2, start=0.04, final=0.07, warmup_steps=5)) == 2
+    objective = Objective(DINO("head", warmup=0.3), view="local/student")
+    assert np.allclose(plan_temperatures([objective], 10)[objective.name], values)
+    with pytest.raises(ValueError, match="must not be negative"):
+        warmup_linear(2, start=0.0, final=1.0, warmup_steps=-1)
+
+
+def test_a_view_without_partner_is_refused() -> None:
+    with pytest.raises(ValueError, match="set diagonal: true"):
+        view_pairs(Objective(DINO("head"), view="student"), {"clean"})
+    with pytest.raises(ValueError, match="patches of the crop 'global2' with those of 'clean'"):
+        view_pairs(Objective(Cosine(), tokens="patches", view="global2"), {"clean", "global2"})
+    assert view_pairs(Objective(Cosine(), **CROSS), {"clean", "global2", "local"})[1] == ("student", "global2")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="IBOT is for tokens: patches, got cls"):
+        Objective(IBOT("head"))
+    with pytest.raises(ValueError, match="DINO would train nothing"):
+        Objective(DINO("head"), detach=True)
+
+
+def test_agreement_tells_a_copy_from_a_collapsed_student() -> None:
+    fixed = PrototypeHead.random(6, 8, 0)
+    x = torch.nn.functional.normalize(torch.randn(300, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    loss = DINO(random_prototypes_for_tests=8, student_temperature=0.07)
+    copy, collapsed = Agreement(fixed, loss), Agreement(fixed, loss)
+    for part in (x[:100], x[100:]):
+        copy.add(part, fixed.centroids, part)
+        collapsed.add(x[:1].expand_as(part), fixed.centroids, part)
+    same = copy.compute("cls")
+    assert float(same["kl_cls"]) == pytest.approx(0, abs=1e-5)
+    assert float(same["same_prototype_cls"]) == 1
+    assert float(same["spread_cls"]) == pytest.approx(1, abs=1e-5)
+    one = collapsed.compute("cls")
+    assert float(one["kl_cls"]) > 1
+    assert float(one["spread_cls"]) < 0.5
+    assert float(perplexity(torch.tensor([0.25] * 4 + [0.0]))) == pytest.approx(4)
+
+
+def test_the_file_is_what_its_tokens_say(head: Path, packed: Path, tiny_teacher: Path) -> None:
+    """Statistics, counts and centres from a second look at all class tokens, by plain means."""
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    fixed = read_head(head, "cls")
+    assert (fixed.count, int(fixed.counts.sum())) == (6, 2 * len(tiles))
+    assert read_head(head, "patches").counts.sum() == 2 * 4 * len(tiles)
+    assert torch.allclose(fixed.centroids.norm(dim=1), torch.ones(6), atol=1e-5)
+    from pathokd.data.views import Geometry, Views
+
+    views = Views(Geometry(32, (0.32, 1.0)), seed=0)
+    draws = TokenSpec(views=2).draws(len(tiles))
+    crops: list[Rgb] = [views(tiles.read(draw.position), draw)["clean"] for draw in draws]
+    x = teacher(torch.from_numpy(np.stack(crops)).movedim(-1, 1)).cls
+    assert torch.allclose(x.mean(0), fixed.mean, atol=2e-3)
+    assert torch.allclose(x.std(0), fixed.std, atol=2e-3)
+    z = fixed(x) @ fixed.centroids.T
+    assert torch.allclose(z.mean(0), fixed.mean_centre, atol=2e-3)
+    expected = balanced_centres(lambda: [fixed(x)], fixed.centroids, [0.04, 0.05, 0.06, 0.07])
+    assert torch.allclose(expected, fixed.centres, atol=2e-3)
+    assert not (head / "tokens").exists()
+
+
+class Failing:
+    """A disk that fails after some reads."""
+
+    def __init__(self, source: Any, reads: int) -> None:
+        self.source, self.left, self.index = source, reads, source.index
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, row: int) -> Rgb:
+        self.left -= 1
+        if self.left < 0:
+            raise StoreError("the disk is gone")
+        tile: Rgb = self.source.read(row)
+        return tile
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_file(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    spec = PrototypeSpec(6, 10, TokenSpec(views=24, patches=2), iterations=4)  # 1,152 views: two shards
+    fit_prototypes(teacher, tiles, tmp_path / "whole", spec, workers=0)
+    with pytest.raises(StoreError, match="the disk is gone"):
+        fit_prototypes(teacher, Failing(tiles, 1100), tmp_path / "cut", spec, workers=0)
+    shard = tmp_path / "cut/tokens/tokens-000000.safetensors"
+    written = shard.stat().st_mtime_ns
+    with pytest.raises(StoreError, match="this run asks for"):
+        fit_prototypes(teacher, tiles, tmp_path / "cut", PrototypeSpec(7, 10, spec.tokens), workers=0)
+    assert shard.stat().st_mtime_ns == written
+    fit_prototypes(teacher, Failing(tiles, 140), tmp_path / "cut", spec, workers=0)  # the second shard's 128 reads
+    one, other = ((tmp_path / name / "prototypes.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert one == other
+    before = (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns
+    assert fit_prototypes(teacher, Failing(tiles, 0), tmp_path / "cut", spec, workers=0)["cls"].k == 6
+    assert (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns == before
+
+
+def test_kmeans_goes_on_from_its_last_step(tmp_path: Path) -> None:
+    x = torch.nn.functional.normalize(torch.randn(900, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = []
+    for name, stops in (("whole", [12]), ("cut", [3, 4, 12])):
+        for stop in stops:
+            spec = PrototypeSpec(20, iterations=stop)
+            state = tmp_path / f"{name}.safetensors"
+            with Bars() as bars:
+                found.append(_kmeans(lambda: torch.split(x, 100), 900, KINDS[0], spec, state, bars))
+    assert torch.equal(found[0][0], found[-1][0])
+    assert found[0][1] == found[-1][1]
+    assert found[1][1] == 3
+
+
+def test_wrong_heads_are_one_sentence(head: Path, packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    from pathokd.export import export_student
+    from pathokd.models.student import build_student
+
+    other = build_student(StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, seed=99))
+    export_student(other, tmp_path / "other", licence="MIT")
+    cross = {"view": "local/student", "teacher_view": "clean"}
+    with pytest.raises(TrainingError, match="were made from tiny with weights_sha256"):
+        module(tmp_path / "other", [Objective(DINO(str(head)), **cross)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"from 0.04 to 0.07, got 0.2"):
+        module(tiny_teacher, [Objective(DINO(str(head), teacher_temperature=(0.04, 0.2)), **cross)])  # type: ignore[arg-type]
+    two = [Objective(DINO(str(head)), **cross), Objective(DINO(random_prototypes_for_tests=4), **cross)]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name two heads"):
+        module(tiny_teacher, two)
+    low = {"t": TeacherSpec(str(tiny_teacher), precision="bf16")}
+    module(tiny_teacher, [Objective(DINO(str(head)), **cross)], teachers=low)  # type: ignore[arg-type]
+    with pytest.raises(ManifestError, match=r"48 class tokens are too few for 100 prototypes.*--views 9"):
+        fit_prototypes(
+            build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed), tmp_path / "few", PrototypeSpec(100)
+        )
+    assert TokenShards(tmp_path, 1).path(0).name == "tokens-000000.safetensors"
