@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "simulate": "Show tiles or slides as other laboratories and scanners would",
     "stain-stats": "Measure how a cohort is stained, for RandStainNA",
     "phantom": "Make slides of procedural H&E with ground truth, in several stainings and scanners",
+    "cache": "Run a teacher over tiles once and store its targets, for any number of trainings",
     "fit": "Distil a teacher into a student, as a YAML file says",
     "validate": "Measure a checkpoint on the held-out tiles",
     "test": "The same, logged as test",
@@ -34,7 +35,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
-_OWN_FILES = ("quickstart", "robustness")
+_OWN_FILES = ("cache", "quickstart", "robustness")
 
 
 def usage() -> str:

@@ -3,7 +3,7 @@
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add pathokd's own arguments."""
+        parser.link_arguments("model.teachers", "data.targets", compute_fn=target_folders)
         parser.add_argument("--out", type=str, default="runs/distill", help="Folder of this run.")
         parser.add_argument(
             "--resume", type=bool, default=False, help="Go on from OUT/checkpoints/last.ckpt, exactly where it stopped."
@@ -96,6 +97,14 @@ class TrainCLI(LightningCLI):
             if config.data.val_fraction > 0:
                 callbacks.append(BestCheckpoint(folder))
         return callbacks
+
+
+def target_folders(teachers: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Teacher to the folder of its stored targets, of those that have one."""
+    folders = {
+        key: spec["targets"] if isinstance(spec, Mapping) else spec.targets for key, spec in (teachers or {}).items()
+    }
+    return {key: folder for key, folder in folders.items() if folder is not None} or None
 
 
 def train(subcommand: str, args: list[str]) -> TrainCLI:

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN, crop_of
+from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.errors import TrainingError
 from pathokd.models.ema import Ema
-from pathokd.models.features import Features, resize_patches
+from pathokd.models.features import Features, pool_patches, resize_patches
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
-from pathokd.models.teacher import Teacher, TeacherSpec, build_teacher
+from pathokd.models.teacher import Teacher, TeacherSpec
 
 CHECKPOINT_SCHEMA = "distillation/1"
 
@@ -88,21 +89,30 @@ class DistillationModule(L.LightningModule):
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
         if self.net is not None:
             return
-        self.teachers.update({key: build_teacher(spec) for key, spec in self.teacher_specs.items()})
+        self.teachers.update({key: open_teacher(spec) for key, spec in self.teacher_specs.items()})
+        for objective in self.objectives:
+            if isinstance(stored := self.teacher(self._teacher_of(objective)), CachedTeacher):
+                stored.check(objective)
         first = self.teacher(next(iter(self.teacher_specs)))
-        encoder = build_student(self.student_spec, first.encoder)
-        wanted = [(key, tokens, self.teacher(key).encoder.embed_dim) for key, tokens in self._targets()]
+        encoder = build_student(self.student_spec, first.encoder or first.card)
+        wanted = [(key, tokens, self.teacher(key).embed_dim) for key, tokens in self._targets()]
         self.net = ProjectedStudent(encoder, wanted, self.projector_spec)
         self.statistics = nn.ModuleDict(
-            {head_key(key, tokens): Standardizer(dim) for key, tokens, dim in wanted} if self.standardize_steps else {}
+            {head_key(key, tokens): self._standardizer(key, tokens) for key, tokens, _ in wanted}
+            if self.standardize_steps
+            else {}
         )
         self.ema = Ema(self.net, self.ema_momentum[0]) if self.ema_momentum else None
         if self.compile_models:
-            for module in (encoder, *(self.teacher(key).encoder for key in self.teacher_specs)):
+            running = (teacher.encoder for teacher in self.teachers.values() if isinstance(teacher, Teacher))
+            for module in (encoder, *running):
                 module.compile()
+        for teacher in self.teachers.values():
+            if isinstance(teacher, CachedTeacher):
+                teacher.release()
 
-    def teacher(self, key: str) -> Teacher:
-        """The frozen teacher called `key`; there is none before `configure_model`."""
+    def teacher(self, key: str) -> Teacher | CachedTeacher:
+        """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""
         return self.teachers[key]  # type: ignore[return-value]
 
     @property
@@ -112,6 +122,16 @@ class DistillationModule(L.LightningModule):
             raise RuntimeError("configure_model() has not run yet.")
         averaged = self.net if self.ema is None else self.ema.model
         return averaged  # type: ignore[return-value]
+
+    def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
+        teacher = self.teacher(key)
+        return teacher.standardizer(tokens) if isinstance(teacher, CachedTeacher) else Standardizer(teacher.embed_dim)
+
+    def _project(self, net: ProjectedStudent, student: Features, key: str, tokens: Tokens) -> Tensor:
+        """The student's tokens in the teacher's space; on the teacher's grid where that is of averaged patches."""
+        projected, teacher = net.project(student, key, tokens), self.teacher(key)
+        grid = teacher.pooled_grid if tokens == "patches" and isinstance(teacher, CachedTeacher) else None
+        return projected if grid is None else pool_patches(projected, student.grid, grid)
 
     def _targets(self) -> Iterator[tuple[str, Tokens]]:
         """Distinct (teacher, tokens) of the objectives, in order."""
@@ -143,7 +163,7 @@ class DistillationModule(L.LightningModule):
             raise RuntimeError("configure_model() has not run yet.")
         views = batch["views"]
         seen: dict[str, Features] = {}
-        targets = _TargetCache(self, views)
+        targets = _TargetCache(self, batch)
         parts: dict[str, Tensor] = {}
         total = next(self.net.parameters()).new_zeros(())
         for objective in self.objectives:
@@ -153,7 +173,7 @@ class DistillationModule(L.LightningModule):
             target = targets.get(key, objective.tokens, objective.teacher_view, student.grid)
             # Several crops of a tile are matched with the teacher's one view of it.
             target = target.repeat_interleave(len(student.cls) // len(target), dim=0)
-            part = objective.loss(self.net.project(student, key, objective.tokens), target)
+            part = objective.loss(self._project(self.net, student, key, objective.tokens), target)
             parts[objective.name] = part
             total = total + objective.weight * part
         return Losses(total, parts)
@@ -210,10 +230,10 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
         """Compare the evaluated student with each teacher on clean tiles."""
         student: Features = self.evaluated(_view(batch["views"], CLEAN))
-        targets = _TargetCache(self, batch["views"])
+        targets = _TargetCache(self, batch)
         for key, tokens in self._targets():
             target = targets.get(key, tokens, CLEAN, student.grid)
-            prediction = self.evaluated.project(student, key, tokens)
+            prediction = self._project(self.evaluated, student, key, tokens)
             self._fidelity[key].add_cosine(f"cosine_{tokens}", prediction, target)
         for key, fidelity in self._fidelity.items():
             fidelity.add_features(student.cls, targets.features(key, CLEAN).cls)
@@ -250,7 +270,7 @@ class DistillationModule(L.LightningModule):
             "student": asdict(self.student_spec),
             "student_card": asdict(self.evaluated.encoder.card),
             "projector": asdict(self.projector_spec),
-            "targets": [[key, tokens, self.teacher(key).encoder.embed_dim] for key, tokens in self._targets()],
+            "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
             "teachers": {key: self._teacher_facts(key) for key in self.teachers},
             "ema": self.ema is not None,
             "metrics": logged,
@@ -259,11 +279,12 @@ class DistillationModule(L.LightningModule):
         }
 
     def _teacher_facts(self, key: str) -> dict[str, Any]:
-        encoder = self.teacher(key).encoder
+        teacher = self.teacher(key)
         return {
             "weights": self.teacher_specs[key].weights,
-            "weights_sha256": encoder.weights_sha256,
-            "card": asdict(encoder.card),
+            "weights_sha256": teacher.weights_sha256,
+            "card": asdict(teacher.card),
+            "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -272,32 +293,57 @@ class DistillationModule(L.LightningModule):
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
         for key, facts in saved["teachers"].items():
-            if key in self.teacher_specs and facts["weights_sha256"] != self.teacher(key).encoder.weights_sha256:
+            if key not in self.teacher_specs:
+                continue
+            self._check_same_targets(key, facts.get("targets"))
+            if facts["weights_sha256"] != self.teacher(key).weights_sha256:
                 raise TrainingError(
                     f"Teacher {key!r} has other weights than when this checkpoint was written "
                     f"({self.teacher_specs[key].weights}): resume with the same teacher."
                 )
         torch.set_rng_state(saved["torch_rng"].cpu())
 
+    def _check_same_targets(self, key: str, saved: str | None) -> None:
+        """A run goes on with the targets it began with; a finished student may be measured against either."""
+        teacher = self.teacher(key)
+        now = teacher.identity if isinstance(teacher, CachedTeacher) else None
+        if saved != now and (self._trainer is None or self._trainer.state.fn == "fit"):
+            names = ["a running teacher" if name is None else f"the stored targets {name}" for name in (saved, now)]
+            raise TrainingError(
+                f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]} now: resume with "
+                "the same model.teachers."
+            )
+
 
 class _TargetCache:
-    """Teacher features of one batch, each view run once, standardised once."""
+    """Teacher features of one batch, each view run (or read) once, standardised once."""
 
-    def __init__(self, module: DistillationModule, views: dict[str, Tensor]) -> None:
-        self._module, self._views = module, views
+    def __init__(self, module: DistillationModule, batch: TileBatch) -> None:
+        self._module, self._views, self._stored = module, batch["views"], batch.get("targets", {})
         self._features: dict[tuple[str, str], Features] = {}
         self._tokens: dict[tuple[str, str, str], Tensor] = {}
 
     def features(self, key: str, view: str) -> Features:
         """Raw features of teacher `key` on `view`."""
         if (key, view) not in self._features:
-            self._features[key, view] = self._module.teacher(key)(_view(self._views, view))
+            teacher = self._module.teacher(key)
+            if isinstance(teacher, CachedTeacher):
+                if key not in self._stored:
+                    raise ValueError(
+                        f"The batch brings no targets of teacher {key!r}: give the TileDataModule the same folder, "
+                        f"targets={{{key!r}: {str(teacher.store.folder)!r}}}."
+                    )
+                self._features[key, view] = teacher(self._stored[key])
+            else:
+                self._features[key, view] = teacher(_view(self._views, view))
         return self._features[key, view]
 
     def get(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
         """Standardised tokens of teacher `key` on `view`, patches on the student's `grid`."""
         if (key, tokens, view) not in self._tokens:
-            features = self.features(key, view)
+            features, teacher = self.features(key, view), self._module.teacher(key)
+            if isinstance(teacher, CachedTeacher):
+                grid = teacher.pooled_grid or grid
             raw = features.cls if tokens == "cls" else resize_patches(features.patches, features.grid, grid)
             self._tokens[key, tokens, view] = self._standardise(head_key(key, tokens), raw)
         return self._tokens[key, tokens, view]

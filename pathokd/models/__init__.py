@@ -3,7 +3,7 @@
 from pathokd.models.cards import ModelCard
 from pathokd.models.ema import Ema
 from pathokd.models.encoder import load_encoder
-from pathokd.models.features import READOUTS, Features, Readout, readout, readout_dim, resize_patches
+from pathokd.models.features import READOUTS, Features, Readout, pool_patches, readout, readout_dim, resize_patches
 from pathokd.models.projector import Projector, ProjectorKind, make_projector
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
@@ -30,6 +30,7 @@ __all__ = [
     "get_card",
     "load_encoder",
     "make_projector",
+    "pool_patches",
     "readout",
     "readout_dim",
     "resize_patches",
