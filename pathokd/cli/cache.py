@@ -60,10 +60,10 @@ def cache(
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     named = TeacherSpec(teacher, precision, card=card, architecture=architecture, image_px=image_px)
     loaded = build_teacher(named).to(where)
-    if not (Path(out) / "header.json").is_file() or overwrite:
+    if dry_run or overwrite or not (Path(out) / "header.json").is_file():
         print(_forecast(loaded, source, spec, batch_size), file=sys.stderr, flush=True)
-        if dry_run:
-            return 0
+    if dry_run:
+        return 0
     store = write_targets(loaded, source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite)
     shares = store.header["facts"]["lost"]
     lost = " and ".join(f"{share:.1e} of the spread of {kind} tokens" for kind, share in shares.items())
@@ -93,8 +93,9 @@ def _forecast(teacher: "Teacher", source: "TileSource", spec: "TargetSpec", batc
     what = f"{spec.tokens}, {spec.dtype}{f', {spec.pca} principal directions' if spec.pca else ''}"
     return (
         f"Targets of {n} tiles ({what}) take {_gigabytes(size)} and {_hours((n + sampled) / rate)} at the {rate:.3g} "
-        f"tiles/s that {teacher.card.name} just did on {device.type}. The teacher costs {gflops:.3g} GFLOP a tile, in every epoch if it runs with the "
-        f"training and once this way: stored targets pay after {break_even_epochs(work):.1f} epochs."
+        f"tiles/s that {teacher.card.name} just did on {device.type}. "
+        f"The teacher costs {gflops:.3g} GFLOP a tile, in every epoch if it runs with the training and once this way: "
+        f"stored targets pay after {break_even_epochs(work):.1f} epochs."
     )
 
 

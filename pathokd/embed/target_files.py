@@ -32,7 +32,7 @@ class AppendedArrays(contextlib.ExitStack):
         for name, array in arrays.items():
             path = folder / f"{name}.npy"
             path.touch()
-            self._files[name] = file = self.enter_context(path.open("r+b"))
+            self._files[name] = file = self.enter_context(path.open("r+b", buffering=0))
             header = {"descr": array.dtype, "fortran_order": False, "shape": (n, *array.shape)}
             np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + done * bytes_per_tile({name: array}))
@@ -41,13 +41,14 @@ class AppendedArrays(contextlib.ExitStack):
     def append(self, name: str, rows: Tensor) -> None:
         """Rows of one array."""
         with _full_disk_named(name):
-            self._files[name].write(rows.cpu().contiguous().numpy().astype(self._arrays[name].dtype, copy=False).data)
+            left = memoryview(rows.cpu().numpy().astype(self._arrays[name].dtype, order="C", copy=False).tobytes())
+            while left:  # an unbuffered file may take less than it is given, but keeps nothing that fails at closing
+                left = left[self._files[name].write(left) :]
 
     def commit(self) -> None:
         """See to it that all rows so far are on the disk."""
         for name, file in self._files.items():
             with _full_disk_named(name):
-                file.flush()
                 os.fsync(file.fileno())
 
 
