@@ -9,10 +9,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from pathokd.cli.training_cost import SayCost
 from pathokd.data.datamodule import TileDataModule
 from pathokd.distill.callbacks import (
     AtomicCheckpointIO,
@@ -89,7 +91,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
-        callbacks: list[Callback] = [FiniteGuard(), FinalValidation()]
+        callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), SayCost()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
@@ -101,10 +103,18 @@ class TrainCLI(LightningCLI):
 
 def target_folders(teachers: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Teacher to the folder of its stored targets, of those that have one."""
-    folders = {
-        key: spec["targets"] if isinstance(spec, Mapping) else spec.targets for key, spec in (teachers or {}).items()
-    }
+    folders = {key: _targets_of(spec) for key, spec in (teachers or {}).items()}
     return {key: folder for key, folder in folders.items() if folder is not None} or None
+
+
+def _targets_of(spec: Any) -> str | None:
+    """Of a parsed teacher, which jsonargparse may still hold as a mapping or as class path and arguments."""
+    if isinstance(spec, Namespace):
+        spec = spec.as_dict()
+    if isinstance(spec, Mapping):
+        folder: str | None = spec.get("init_args", spec).get("targets")
+        return folder
+    return getattr(spec, "targets", None)
 
 
 def train(subcommand: str, args: list[str]) -> TrainCLI:
