@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "stain-stats": "Measure how a cohort is stained, for RandStainNA",
     "phantom": "Make slides of procedural H&E with ground truth, in several stainings and scanners",
     "prototypes": "Cluster a teacher's tokens into the head that DINO and iBOT need",
+    "cache": "Run a teacher over tiles once and store its targets, for any number of trainings",
     "fit": "Distil a teacher into a student, as a YAML file says",
     "validate": "Measure a checkpoint on the held-out tiles",
     "test": "The same, logged as test",
@@ -36,7 +37,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
-_OWN_FILES = ("quickstart", "robustness", "export", "overlay", "prototypes")
+_OWN_FILES = ("cache", "quickstart", "robustness", "export", "overlay", "prototypes")
 
 
 def usage() -> str:

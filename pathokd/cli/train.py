@@ -3,16 +3,18 @@
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from pathokd.cli.training_cost import SayCost
 from pathokd.data.datamodule import TileDataModule
 from pathokd.distill.callbacks import (
     AtomicCheckpointIO,
@@ -42,6 +44,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add pathokd's own arguments."""
+        parser.link_arguments("model.teachers", "data.targets", compute_fn=target_folders)
         parser.add_argument("--out", type=str, default="runs/distill", help="Folder of this run.")
         parser.add_argument(
             "--resume", type=bool, default=False, help="Go on from OUT/checkpoints/last.ckpt, exactly where it stopped."
@@ -88,7 +91,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
-        callbacks: list[Callback] = [FiniteGuard(), FinalValidation()]
+        callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), SayCost()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
@@ -96,6 +99,22 @@ class TrainCLI(LightningCLI):
             if config.data.val_fraction > 0:
                 callbacks.append(BestCheckpoint(folder, *config.model.best_measure))
         return callbacks
+
+
+def target_folders(teachers: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Teacher to the folder of its stored targets, of those that have one."""
+    folders = {key: _targets_of(spec) for key, spec in (teachers or {}).items()}
+    return {key: folder for key, folder in folders.items() if folder is not None} or None
+
+
+def _targets_of(spec: Any) -> str | None:
+    """Of a parsed teacher, which jsonargparse may still hold as a mapping or as class path and arguments."""
+    if isinstance(spec, Namespace):
+        spec = spec.as_dict()
+    if isinstance(spec, Mapping):
+        folder: str | None = spec.get("init_args", spec).get("targets")
+        return folder
+    return getattr(spec, "targets", None)
 
 
 def train(subcommand: str, args: list[str]) -> TrainCLI:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathokd.models.build import build_timm
+from pathokd.models.cards import ModelCard
 from pathokd.models.encoder import Encoder
 
 Clock = Callable[[], float]
@@ -28,14 +29,14 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_gflops(encoder: Encoder, *, image_px: int | None = None) -> float:
+def count_gflops(encoder: Encoder | ModelCard, *, image_px: int | None = None) -> float:
     """GFLOP of one forward pass on one tile, 2 per multiply-accumulate.
 
     Matrix products, convolutions and attention are counted; norms, activations and additions (under 1 %) are
     not. The model is rebuilt on the meta device, so that nothing is computed.
 
     Args:
-        encoder: the model.
+        encoder: the model, or its card: its weights do not matter.
         image_px: input side; None takes the card's.
 
     Returns:
@@ -44,7 +45,7 @@ def count_gflops(encoder: Encoder, *, image_px: int | None = None) -> float:
     Raises:
         ValueError: a size the model cannot take.
     """
-    card = encoder.card
+    card = encoder if isinstance(encoder, ModelCard) else encoder.card
     model = build_timm(card.architecture, card.model_args, image_px=image_px or card.image_px, device="meta").eval()
     side = image_px or card.image_px
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,6 +1,6 @@
 """What a DataLoader hands to the model, and where tiles come from."""
 
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import pandas as pd
 from jaxtyping import Int64, UInt8
@@ -16,11 +16,13 @@ class TileBatch(TypedDict):
         drawn several times; views of one crop share their geometry.
     index: rows of the tile source, (batch,).
     key: one name per tile, for messages.
+    targets: teacher to its stored targets of these tiles, undecoded, by array name (`pathokd.data.targets`).
     """
 
     views: dict[str, UInt8[Tensor, "batch *count 3 height width"]]
     index: Int64[Tensor, " batch"]
     key: list[str]
+    targets: NotRequired[dict[str, dict[str, Tensor]]]
 
 
 class Draw(NamedTuple):

@@ -1,7 +1,7 @@
 """The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import albumentations as A
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
 from pathokd.data.samplers import ResumableBatchSampler
-from pathokd.data.views import Geometry, Views
+from pathokd.data.targets import TargetStore
+from pathokd.data.views import Geometry, Views, orientation
 from pathokd.data.wsi import open_tiles
 from pathokd.errors import ManifestError
 from pathokd.types import IntArray, Rgb
@@ -62,10 +63,19 @@ def split_rows(
 
 
 class ViewDataset(Dataset[Any]):
-    """Draws of some rows of a tile source, as views."""
+    """Draws of some rows of a tile source, as views.
 
-    def __init__(self, source: TileSource, rows: IntArray, views: Views) -> None:
-        self.source, self.rows, self.views = source, rows, views
+    Args:
+        source: the tiles.
+        rows: of the tiles drawn from.
+        views: drawn of each.
+        targets: teacher to its stored targets. With any, each tile keeps the one geometry they were computed on.
+    """
+
+    def __init__(
+        self, source: TileSource, rows: IntArray, views: Views, targets: Mapping[str, TargetStore] | None = None
+    ) -> None:
+        self.source, self.rows, self.views, self.targets = source, rows, views, targets or {}
         self._keys = source.index["key"].to_list()
 
     def __len__(self) -> int:
@@ -73,18 +83,28 @@ class ViewDataset(Dataset[Any]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         row = int(self.rows[draw.position])
-        views = self.views(self.source.read(row), draw)
-        return {"views": views, "index": row, "key": self._keys[row]}
+        key = self._keys[row]
+        views = self.views(self.source.read(row), draw, orientation(key) if self.targets else None)
+        targets = {teacher: store.read(row) for teacher, store in self.targets.items()}
+        return {"views": views, "index": row, "key": key, "targets": targets}
 
 
 def collate(items: list[dict[str, Any]]) -> TileBatch:
     """Stack views to uint8 (batch, 3, height, width), or (batch, count, 3, height, width) of a repeated crop."""
-    names = items[0]["views"]
-    return {
-        "views": {name: _stack([item["views"][name] for item in items]) for name in names},
+    first = items[0]
+    batch: TileBatch = {
+        "views": {name: _stack([item["views"][name] for item in items]) for name in first["views"]},
         "index": torch.tensor([item["index"] for item in items]),
         "key": [item["key"] for item in items],
     }
+    if first["targets"]:
+        batch["targets"] = {
+            teacher: {
+                name: torch.from_numpy(np.stack([item["targets"][teacher][name] for item in items])) for name in arrays
+            }
+            for teacher, arrays in first["targets"].items()
+        }
+    return batch
 
 
 def _stack(images: list[Rgb]) -> torch.Tensor:
@@ -130,6 +150,8 @@ class TileDataModule(L.LightningDataModule):
         split_by: column naming the patients; see `split_rows`.
         val_batch_size: tiles per validation batch; by default `batch_size`.
         seed: decides the split, the order and every view.
+        targets: teacher to the folder of its stored targets, whose geometry `geometry` must be; `pathokd fit` takes
+            them from `model.teachers.NAME.targets`.
     """
 
     def __init__(
@@ -144,6 +166,7 @@ class TileDataModule(L.LightningDataModule):
         split_by: str | None = None,
         val_batch_size: int | None = None,
         seed: int = 0,
+        targets: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
@@ -153,12 +176,20 @@ class TileDataModule(L.LightningDataModule):
         self.val_fraction, self.split_by = val_fraction, split_by
         self.val_batch_size = val_batch_size or batch_size
         self.source: TileSource | None = None
+        self.target_folders = targets or {}
+        self.targets: dict[str, TargetStore] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the tiles and split them."""
+        """Open the tiles and their stored targets, and split them."""
         if self.source is not None:
             return
-        self.source = open_tiles(self.tiles)
+        source = open_tiles(self.tiles)
+        for teacher, folder in self.target_folders.items():
+            store = TargetStore(folder)
+            store.check_geometry(self.geometry)
+            store.check_tiles(source)
+            self.targets[teacher] = store
+        self.source = source
         self.train_rows, self.val_rows = split_rows(
             self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
         )
@@ -182,17 +213,18 @@ class TileDataModule(L.LightningDataModule):
                 "add slides or lower data.batch_size."
             )
         return ResumableLoader(
-            ViewDataset(source, self.train_rows, self.views), batch_sampler=sampler, **self._options()
+            ViewDataset(source, self.train_rows, self.views, self.targets), batch_sampler=sampler, **self._options()
         )
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
-        """The held-out tiles, clean and unturned, in order."""
+        """The held-out tiles, clean, in order, and unturned unless stored targets are of a turned view."""
         source = self._source()
         if len(self.val_rows) == 0:
             return []
         views = Views(Geometry(size_px=self.geometry.size_px, d4=False), seed=self.seed)
         sampler = ResumableBatchSampler(len(self.val_rows), self.val_batch_size, shuffle=False, drop_last=False)
-        return DataLoader(ViewDataset(source, self.val_rows, views), batch_sampler=sampler, **self._options())
+        dataset = ViewDataset(source, self.val_rows, views, self.targets)
+        return DataLoader(dataset, batch_sampler=sampler, **self._options())
 
     def test_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, as in validation."""

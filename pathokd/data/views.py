@@ -6,6 +6,7 @@ second global one, small local ones) serve objectives on the class token. Every 
 tile), never from a worker: albumentations 2.0.8 replays one stream in every worker and epoch otherwise.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,17 @@ def resize(image: Rgb, size_px: int) -> Rgb:
         return image
     method = cv2.INTER_AREA if image.shape[0] > size_px else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def orientation(key: str) -> int:
+    """Which of the eight symmetries a tile keeps for ever, drawn from its key: the same on every machine."""
+    return hashlib.sha256(key.encode()).digest()[0] % 8
+
+
+def whole_tile(tile: Rgb, size_px: int, element: int) -> Rgb:
+    """The whole tile at `size_px`, in one of eight orientations: the view that targets are computed on beforehand."""
+    side = min(tile.shape[:2])
+    return d4(resize(tile[:side, :side], size_px), element)
 
 
 def crop_of(view: str, crops: Collection[str]) -> str:
@@ -125,10 +137,18 @@ class Views:
         """Names of the views, `clean` first."""
         return tuple(self._photometric)
 
-    def __call__(self, tile: Rgb, draw: Draw) -> dict[str, Rgb]:
-        """All views of `tile`, each uint8 (size_px, size_px, 3), or (count, size_px, size_px, 3) of a repeated crop."""
+    def __call__(self, tile: Rgb, draw: Draw, element: int | None = None) -> dict[str, Rgb]:
+        """All views of `tile`, each uint8 (size_px, size_px, 3), or (count, size_px, size_px, 3) of a repeated crop.
+
+        `element` fixes the geometry of the shared crop, as targets that were computed beforehand ask for: the whole
+        tile in this orientation. Without it the geometry is drawn.
+        """
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        cut = {name: [_cut(tile, crop, rng) for _ in range(crop.count)] for name, crop in self.crops.items()}
+        fixed = {} if element is None else {CLEAN: [whole_tile(tile, self.geometry.size_px, element)]}
+        cut = {
+            name: fixed[name] if name in fixed else [_cut(tile, crop, rng) for _ in range(crop.count)]
+            for name, crop in self.crops.items()
+        }
         views = {}
         for name, transform in self._photometric.items():
             crop = crop_of(name, self.crops)

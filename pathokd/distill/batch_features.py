@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pathokd.data.batch import TileBatch
+from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import ProjectedStudent, head_key
 from pathokd.distill.objective import Tokens
-from pathokd.models.features import Features, resize_patches
+from pathokd.models.features import Features, pool_patches, resize_patches
 from pathokd.models.prototype_head import PrototypeHead
-from pathokd.models.teacher import Teacher
 
 
 class StudentCache:
@@ -32,7 +33,7 @@ class TargetCache:
         teachers: by key.
         prototypes: fixed heads by `head_key`.
         standardise: name of a target and raw tokens to standardised ones.
-        views: of the batch.
+        batch: with its views, and with what stored targets say of its tiles.
     """
 
     def __init__(
@@ -40,19 +41,32 @@ class TargetCache:
         teachers: nn.ModuleDict,
         prototypes: nn.ModuleDict,
         standardise: Callable[[str, Tensor], Tensor],
-        views: dict[str, Tensor],
+        batch: TileBatch,
     ) -> None:
         self._teachers, self._prototypes, self._standardise = teachers, prototypes, standardise
-        self._views = views
+        self._views, self._stored = batch["views"], batch.get("targets", {})
         self._features: dict[tuple[str, str], Features] = {}
         self._made: dict[tuple[str, str, str, str], Tensor] = {}
 
     def features(self, key: str, view: str) -> Features:
         """Raw features of teacher `key` on `view`."""
         if (key, view) not in self._features:
-            teacher: Teacher = self._teachers[key]  # type: ignore[assignment]
-            self._features[key, view] = teacher(view_images(self._views, view))
+            teacher = self._teachers[key]
+            if isinstance(teacher, CachedTeacher):
+                if key not in self._stored:
+                    raise ValueError(
+                        f"The batch brings no targets of teacher {key!r}: give the TileDataModule the same folder, "
+                        f"targets={{{key!r}: {str(teacher.store.folder)!r}}}."
+                    )
+                self._features[key, view] = teacher(self._stored[key])
+            else:
+                self._features[key, view] = teacher(view_images(self._views, view))
         return self._features[key, view]
+
+    def pooled_grid(self, key: str) -> tuple[int, int] | None:
+        """The grid that teacher `key` averaged its patch tokens on; None if it gives them one by one."""
+        teacher = self._teachers[key]
+        return teacher.pooled_grid if isinstance(teacher, CachedTeacher) else None
 
     def get(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
         """Standardised tokens of teacher `key` on `view`, patches on the student's `grid`."""
@@ -68,10 +82,16 @@ class TargetCache:
         self, kind: str, key: str, tokens: Tokens, view: str, grid: tuple[int, int], make: Callable[[Tensor], Tensor]
     ) -> Tensor:
         if (kind, key, tokens, view) not in self._made:
-            features = self.features(key, view)
+            features, grid = self.features(key, view), self.pooled_grid(key) or grid
             raw = features.cls if tokens == "cls" else resize_patches(features.patches, features.grid, grid)
             self._made[kind, key, tokens, view] = make(raw)
         return self._made[kind, key, tokens, view]
+
+
+def project(net: ProjectedStudent, student: Features, key: str, tokens: Tokens, targets: TargetCache) -> Tensor:
+    """The student's tokens in the space of teacher `key`; patches on its grid where it averaged them."""
+    projected, grid = net.project(student, key, tokens), targets.pooled_grid(key)
+    return projected if tokens == "cls" or grid is None else pool_patches(projected, student.grid, grid)
 
 
 def view_images(views: dict[str, Tensor], name: str) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
-from pathokd.distill.batch_features import StudentCache, TargetCache, view_images
+from pathokd.distill.batch_features import StudentCache, TargetCache, project, view_images
+from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
@@ -27,7 +28,7 @@ from pathokd.models.features import Features
 from pathokd.models.prototype_head import PrototypeHead
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
-from pathokd.models.teacher import Teacher, TeacherSpec, build_teacher
+from pathokd.models.teacher import Teacher, TeacherSpec
 from pathokd.types import FloatArray
 
 CHECKPOINT_SCHEMA = "distillation/1"
@@ -107,25 +108,34 @@ class DistillationModule(L.LightningModule):
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
         if self.net is not None:
             return
-        self.teachers.update({key: build_teacher(spec) for key, spec in self.teacher_specs.items()})
+        self.teachers.update({key: open_teacher(spec) for key, spec in self.teacher_specs.items()})
+        for objective in self.objectives:
+            if isinstance(stored := self.teacher(self._teacher_of(objective)), CachedTeacher):
+                stored.check(objective)
         first = self.teacher(next(iter(self.teacher_specs)))
-        encoder = build_student(self.student_spec, first.encoder)
-        wanted = [(key, tokens, self.teacher(key).encoder.embed_dim) for key, tokens in self._targets()]
-        encoders = {key: self.teacher(key).encoder for key in self.teacher_specs}
-        heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], encoders)
+        encoder = build_student(self.student_spec, first.encoder or first.card)
+        wanted = [(key, tokens, self.teacher(key).embed_dim) for key, tokens in self._targets()]
+        teachers = {key: self.teacher(key) for key in self.teacher_specs}
+        heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], teachers)
         self.prototypes.update(heads)
         counts = {key: head.count for key, head in heads.items()}
         self.net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
         self.statistics = nn.ModuleDict(
-            {head_key(key, tokens): Standardizer(dim) for key, tokens, dim in wanted} if self.standardize_steps else {}
+            {head_key(key, tokens): self._standardizer(key, tokens) for key, tokens, _ in wanted}
+            if self.standardize_steps
+            else {}
         )
         self.ema = Ema(self.net, self.ema_momentum[0]) if self.ema_momentum else None
         if self.compile_models:
-            for module in (encoder, *(self.teacher(key).encoder for key in self.teacher_specs)):
+            running = (teacher.encoder for teacher in self.teachers.values() if isinstance(teacher, Teacher))
+            for module in (encoder, *running):
                 module.compile()
+        for teacher in self.teachers.values():
+            if isinstance(teacher, CachedTeacher):
+                teacher.release()
 
-    def teacher(self, key: str) -> Teacher:
-        """The frozen teacher called `key`; there is none before `configure_model`."""
+    def teacher(self, key: str) -> Teacher | CachedTeacher:
+        """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""
         return self.teachers[key]  # type: ignore[return-value]
 
     @property
@@ -143,6 +153,10 @@ class DistillationModule(L.LightningModule):
             if any(isinstance(o.loss, kind) and f"_{o.tokens}" in name for o in self.objectives):
                 return name, mode
         raise ValueError("No objective looks at a teacher: add one, such as pathokd.losses.Cosine.")
+
+    def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
+        teacher = self.teacher(key)
+        return teacher.standardizer(tokens) if isinstance(teacher, CachedTeacher) else Standardizer(teacher.embed_dim)
 
     def _targets(self) -> Iterator[tuple[str, Tokens]]:
         """Distinct (teacher, tokens) of the objectives with a projector, in order."""
@@ -177,7 +191,7 @@ class DistillationModule(L.LightningModule):
         if self.net is None:
             raise RuntimeError("configure_model() has not run yet.")
         views = batch["views"]
-        seen, targets = StudentCache(self.net, views), self._targets_of(views)
+        seen, targets = StudentCache(self.net, views), self._targets_of(batch)
         crops = self._known_crops()
         parts: dict[str, Tensor] = {}
         total = next(self.net.parameters()).new_zeros(())
@@ -194,8 +208,8 @@ class DistillationModule(L.LightningModule):
             total = total + objective.weight * part
         return Losses(total, parts)
 
-    def _targets_of(self, views: dict[str, Tensor]) -> TargetCache:
-        return TargetCache(self.teachers, self.prototypes, self._standardise, views)
+    def _targets_of(self, batch: TileBatch) -> TargetCache:
+        return TargetCache(self.teachers, self.prototypes, self._standardise, batch)
 
     def _standardise(self, name: str, raw: Tensor) -> Tensor:
         """Tokens in the scale of the target called `name`, whose statistics they enter in the first steps."""
@@ -276,10 +290,10 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
         """Compare the evaluated student with each teacher on clean tiles."""
         student: Features = self.evaluated(view_images(batch["views"], CLEAN))
-        targets = self._targets_of(batch["views"])
+        targets = self._targets_of(batch)
         for key, tokens in self._targets():
             target = targets.get(key, tokens, CLEAN, student.grid)
-            prediction = self.evaluated.project(student, key, tokens)
+            prediction = project(self.evaluated, student, key, tokens, targets)
             self._fidelity[key].add_cosine(f"cosine_{tokens}", prediction, target)
         for (key, tokens), agreement in self._agreement.items():
             head = self.evaluated.dino_head(key, tokens)
@@ -324,7 +338,7 @@ class DistillationModule(L.LightningModule):
             "student": asdict(self.student_spec),
             "student_card": asdict(self.evaluated.encoder.card),
             "projector": asdict(self.projector_spec),
-            "targets": [[key, tokens, self.teacher(key).encoder.embed_dim] for key, tokens in self._targets()],
+            "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
             "teachers": {key: self._teacher_facts(key) for key in self.teachers},
             "prototypes": self._prototype_hashes(),
             "ema": self.ema is not None,
@@ -334,11 +348,12 @@ class DistillationModule(L.LightningModule):
         }
 
     def _teacher_facts(self, key: str) -> dict[str, Any]:
-        encoder = self.teacher(key).encoder
+        teacher = self.teacher(key)
         return {
             "weights": self.teacher_specs[key].weights,
-            "weights_sha256": encoder.weights_sha256,
-            "card": asdict(encoder.card),
+            "weights_sha256": teacher.weights_sha256,
+            "card": asdict(teacher.card),
+            "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
         }
 
     def _prototype_hashes(self) -> dict[str, str]:
@@ -350,7 +365,10 @@ class DistillationModule(L.LightningModule):
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
         for key, facts in saved["teachers"].items():
-            if key in self.teacher_specs and facts["weights_sha256"] != self.teacher(key).encoder.weights_sha256:
+            if key not in self.teacher_specs:
+                continue
+            self._check_same_targets(key, facts.get("targets"))
+            if facts["weights_sha256"] != self.teacher(key).weights_sha256:
                 raise TrainingError(
                     f"Teacher {key!r} has other weights than when this checkpoint was written "
                     f"({self.teacher_specs[key].weights}): resume with the same teacher."
@@ -362,3 +380,14 @@ class DistillationModule(L.LightningModule):
                     "head."
                 )
         torch.set_rng_state(saved["torch_rng"].cpu())
+
+    def _check_same_targets(self, key: str, saved: str | None) -> None:
+        """A run goes on with the targets it began with; a finished student may be measured against either."""
+        teacher = self.teacher(key)
+        now = teacher.identity if isinstance(teacher, CachedTeacher) else None
+        if saved != now and (self._trainer is None or self._trainer.state.fn == "fit"):
+            names = ["a running teacher" if name is None else f"the stored targets {name}" for name in (saved, now)]
+            raise TrainingError(
+                f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]} now: resume with "
+                "the same model.teachers."
+            )

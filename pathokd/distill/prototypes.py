@@ -8,14 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathokd.data.views import crop_of
+from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import head_key
 from pathokd.distill.objective import Objective
 from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import TrainingError
 from pathokd.losses import PrototypeLoss
 from pathokd.losses.assignment import assign, chunk_rows
-from pathokd.models.encoder import Encoder
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
+from pathokd.models.teacher import Teacher
 from pathokd.types import FloatArray
 
 
@@ -59,13 +60,13 @@ def view_pairs(objective: Objective, crops: Collection[str]) -> list[tuple[str, 
 
 
 def load_heads(
-    objectives: Iterable[tuple[str, Objective]], encoders: Mapping[str, Encoder]
+    objectives: Iterable[tuple[str, Objective]], teachers: Mapping[str, Teacher | CachedTeacher]
 ) -> dict[str, PrototypeHead]:
     """The teachers' prototypes that objectives ask for.
 
     Args:
         objectives: with the teacher's key of each.
-        encoders: teachers by key.
+        teachers: by key.
 
     Raises:
         TrainingError: a head was made from another teacher.
@@ -86,22 +87,22 @@ def load_heads(
                 f"{loss.head}: one student head learns one."
             )
         if name not in heads:
-            heads[name] = _load(loss, objective, key, encoders[key])
+            heads[name] = _load(loss, objective, key, teachers[key])
         if loss.centring == "frozen":
             for temperature in loss.teacher_temperature:
                 heads[name].centre_at(temperature)
     return heads
 
 
-def _load(loss: PrototypeLoss, objective: Objective, key: str, encoder: Encoder) -> PrototypeHead:
+def _load(loss: PrototypeLoss, objective: Objective, key: str, teacher: Teacher | CachedTeacher) -> PrototypeHead:
     if loss.head is None:
-        return PrototypeHead.random(encoder.embed_dim, loss.random_prototypes or 0)
+        return PrototypeHead.random(teacher.embed_dim, loss.random_prototypes or 0)
     made = read_header(loss.head)["settings"]
-    sha256 = encoder.weights_sha256
+    sha256 = teacher.weights_sha256
     mine = {
         "weights_sha256": made["weights_sha256"] if sha256 == made["weights_sha256_bf16"] else sha256,
-        "mean": list(encoder.card.mean),
-        "std": list(encoder.card.std),
+        "mean": list(teacher.card.mean),
+        "std": list(teacher.card.std),
     }
     differs = [name for name, value in mine.items() if made[name] != value]
     if differs:

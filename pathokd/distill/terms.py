@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, one_below_the_other
+from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, one_below_the_other, project
 from pathokd.distill.network import ProjectedStudent
 from pathokd.distill.objective import Objective
 from pathokd.distill.prototypes import centre_of, view_pairs
@@ -33,7 +33,7 @@ def alignment_term(
         student = seen[view]
         if objective.detach:
             student = student._replace(cls=student.cls.detach(), patches=student.patches.detach())
-        predictions.append(net.project(student, teacher, objective.tokens))
+        predictions.append(project(net, student, teacher, objective.tokens, targets))
         target = targets.get(teacher, objective.tokens, teacher_view, student.grid)
         wanted.append(for_each_crop(target, predictions[-1]))
     if len(predictions) == 1:

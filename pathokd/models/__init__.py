@@ -3,7 +3,7 @@
 from pathokd.models.cards import ModelCard
 from pathokd.models.ema import Ema
 from pathokd.models.encoder import load_encoder
-from pathokd.models.features import READOUTS, Features, Readout, readout, readout_dim, resize_patches
+from pathokd.models.features import READOUTS, Features, Readout, pool_patches, readout, readout_dim, resize_patches
 from pathokd.models.outside import VectorEncoder
 from pathokd.models.plugins import open_model
 from pathokd.models.projector import Projector, ProjectorKind, make_projector
@@ -34,6 +34,7 @@ __all__ = [
     "load_encoder",
     "make_projector",
     "open_model",
+    "pool_patches",
     "readout",
     "readout_dim",
     "resize_patches",

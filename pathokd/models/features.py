@@ -90,3 +90,43 @@ def resize_patches(
     shrinks = new_grid[0] < rows or new_grid[1] < columns
     resized = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False, antialias=shrinks)
     return resized.flatten(2).transpose(1, 2).to(patches.dtype)
+
+
+def pool_patches(
+    patches: Float[Tensor, "batch tokens dim"], grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "batch new_tokens dim"]:
+    """Average a patch grid over the cells of a coarser one, each patch weighted by the area it shares with the cell.
+
+    Grids that do not divide each other (14 to 4) so average the same tissue as any other grid does, which is what
+    makes a /16 student comparable with a /14 teacher. (1, 1) is the mean of all patches.
+
+    Args:
+        patches: patch tokens, row by row.
+        grid: their (rows, columns).
+        new_grid: wanted (rows, columns), not finer than `grid`.
+
+    Returns:
+        Shape (batch, new rows * new columns, dim), fp32.
+
+    Raises:
+        ValueError: the grid does not fit the number of tokens, or the new one is finer or empty.
+    """
+    rows, columns = grid
+    if rows * columns != patches.shape[1]:
+        raise ValueError(
+            f"grid {grid} holds {rows * columns} tokens, the patches have {patches.shape[1]}: pass their own grid."
+        )
+    if not (1 <= new_grid[0] <= rows and 1 <= new_grid[1] <= columns):
+        raise ValueError(f"new_grid must lie between (1, 1) and {grid}, got {new_grid}.")
+    down, across = (_cell_weights(*sides).to(patches.device) for sides in zip(grid, new_grid, strict=True))
+    image = patches.float().reshape(patches.shape[0], rows, columns, patches.shape[2])
+    return torch.einsum("ir,jc,brcd->bijd", down, across, image).flatten(1, 2)
+
+
+def _cell_weights(old: int, new: int) -> Tensor:
+    """Row i: the share of each of `old` equal intervals in the i-th of `new`; rows sum to 1. Shape (new, old)."""
+    # In units of 1 / (old * new) all borders are whole numbers.
+    edges, cells = torch.arange(old + 1) * new, torch.arange(new + 1) * old
+    low = torch.maximum(edges[:-1], cells[:-1, None])
+    high = torch.minimum(edges[1:], cells[1:, None])
+    return (high - low).clamp(min=0) / old

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pathokd.errors import WeightsError
 from pathokd.models.build import DEFAULT_ARCHITECTURE, SWIGLU_ARGS, build_timm, resolve_model_args
+from pathokd.models.cards import ModelCard
 from pathokd.models.encoder import build_loaded, load_encoder, make_card
 from pathokd.models.vit import Encoder
 from pathokd.models.weights import hub_error
@@ -67,14 +68,15 @@ class StudentSpec:
         return dict(DEFAULT_MODEL_ARGS) if self.architecture == DEFAULT_ARCHITECTURE else {}
 
 
-def build_student(spec: StudentSpec, teacher: Encoder | None = None) -> Encoder:
+def build_student(spec: StudentSpec, teacher: Encoder | ModelCard | None = None) -> Encoder:
     """Build the student that `spec` describes.
 
     The global random state is left as it was: random weights come from `spec.seed` alone.
 
     Args:
         spec: the student.
-        teacher: source of mean, std, mpp and licence, and of the blocks for `teacher-layers`.
+        teacher: source of mean, std, mpp and licence, and of the blocks for `teacher-layers`; a card where there are
+            no weights at hand.
 
     Returns:
         The student in fp32, in training mode.
@@ -83,9 +85,8 @@ def build_student(spec: StudentSpec, teacher: Encoder | None = None) -> Encoder:
         ValueError: an unknown architecture or argument, or layers that do not fit the teacher.
         WeightsError: initial weights missing, or of another architecture.
     """
-    card = make_card(
-        "student", spec.architecture, spec.resolved_args(), image_px=spec.image_px, **_facts(spec, teacher)
-    )
+    known = teacher.card if isinstance(teacher, Encoder) else teacher
+    card = make_card("student", spec.architecture, spec.resolved_args(), image_px=spec.image_px, **_facts(spec, known))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         if spec.init == "timm":
@@ -96,8 +97,10 @@ def build_student(spec: StudentSpec, teacher: Encoder | None = None) -> Encoder:
             return Encoder(build_loaded(card, dict(source.model.state_dict()), spec.init), card)
         student = Encoder(build_timm(spec.architecture, card.model_args, image_px=spec.image_px), card)
     if spec.init == "teacher-layers":
-        if teacher is None:
-            raise ValueError("init: teacher-layers needs a teacher whose blocks can be taken.")
+        if not isinstance(teacher, Encoder):
+            raise ValueError(
+                "init: teacher-layers needs a teacher whose blocks can be taken: name its weights, also beside targets."
+            )
         copy_layers(student, teacher, spec.layers)
     return student
 
@@ -151,13 +154,13 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
         target.copy_(source[origin])
 
 
-def _facts(spec: StudentSpec, teacher: Encoder | None) -> dict[str, Any]:
+def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:
     """What the card takes from the teacher unless the spec says otherwise."""
     wanted = {"mean": spec.mean, "std": spec.std, "mpp": spec.mpp}
     facts = {key: value for key, value in wanted.items() if value is not None}
     if teacher is None:
         return facts
-    inherited = {key: getattr(teacher.card, key) for key in (*wanted, "licence")}
+    inherited = {key: getattr(teacher, key) for key in (*wanted, "licence")}
     return {**inherited, **facts}
 
 

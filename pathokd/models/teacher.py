@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,7 +22,9 @@ class TeacherSpec:
     """Which teacher, and how it runs.
 
     Args:
-        weights: a card's name, `hf-hub:...`, `local-dir:...`, a folder, or a `.safetensors` file.
+        weights: a card's name, `hf-hub:...`, `local-dir:...`, a folder, or a `.safetensors` file. Beside `targets` it
+            may be left out; weights that are named are compared with those the targets are of.
+        targets: folder that `pathokd cache` wrote: the teacher is not run, what it said is read.
         precision: `bf16` halves the memory of the weights; features are fp32 either way.
         micro_batch: tiles per forward pass; None takes the whole batch at once.
         pretrained: False builds the architecture with random weights, for tests and memory checks.
@@ -37,7 +40,7 @@ class TeacherSpec:
         ValueError: a field is out of its range.
     """
 
-    weights: str
+    weights: str = ""
     precision: Precision = "fp32"
     micro_batch: int | None = None
     pretrained: bool = True
@@ -48,10 +51,14 @@ class TeacherSpec:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     mpp: float | None = None
+    targets: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.weights:
-            raise ValueError("weights must name a teacher: a card, hf-hub:OWNER/NAME, a folder or a .safetensors file.")
+        if not self.weights and self.targets is None:
+            raise ValueError(
+                "weights must name a teacher: a card, hf-hub:OWNER/NAME, a folder or a .safetensors file; or targets "
+                "must name a folder of `pathokd cache`."
+            )
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}.")
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -92,6 +99,16 @@ class Teacher(nn.Module):
     def card(self) -> ModelCard:
         """The encoder's card."""
         return self.encoder.card
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a token."""
+        return self.encoder.embed_dim
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the weights as they run (bf16 if so asked), computed once: seconds for the largest models."""
+        return self.encoder.weights_sha256
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode, whatever `mode` says."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathokd.models.features import Features, readout, readout_dim, resize_patches
+from pathokd.models.features import Features, pool_patches, readout, readout_dim, resize_patches
 
 
 def _features(batch: int = 2, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Features:
@@ -69,3 +69,26 @@ def test_resize_refuses_a_wrong_grid() -> None:
         resize_patches(torch.zeros(1, 10, 2), (3, 3), (2, 2))
     with pytest.raises(ValueError, match="positive"):
         resize_patches(torch.zeros(1, 9, 2), (3, 3), (0, 2))
+
+
+def test_pooling_is_average_pooling_where_grids_divide() -> None:
+    patches = torch.randn(2, 8 * 12, 5)
+    image = patches.reshape(2, 8, 12, 5).permute(0, 3, 1, 2)
+    wanted = F.avg_pool2d(image, (2, 3)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(pool_patches(patches, (8, 12), (4, 4)), wanted)
+    torch.testing.assert_close(pool_patches(patches, (8, 12), (1, 1))[:, 0], patches.mean(1))
+
+
+def test_pooling_weighs_by_area_where_they_do_not() -> None:
+    """14 to 4 is the same as cutting each patch in two by two and averaging 7 by 7 of those."""
+    patches = torch.randn(1, 14 * 14, 3)
+    image = patches.reshape(1, 14, 14, 3).permute(0, 3, 1, 2)
+    wanted = F.avg_pool2d(image.repeat_interleave(2, -1).repeat_interleave(2, -2), 7).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(pool_patches(patches, (14, 14), (4, 4)), wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_pooling_refuses_a_finer_grid() -> None:
+    with pytest.raises(ValueError, match="pass their own grid"):
+        pool_patches(torch.zeros(1, 10, 2), (3, 3), (2, 2))
+    with pytest.raises(ValueError, match="between"):
+        pool_patches(torch.zeros(1, 9, 2), (3, 3), (4, 1))

@@ -1,0 +1,86 @@
+"""What a training spends on its teacher, in one sentence as it starts, and whether stored targets would spend less."""
+
+import sys
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from pathokd.cost.caching import Workload, judge
+from pathokd.cost.profile import count_gflops
+from pathokd.data.datamodule import TileDataModule
+from pathokd.data.views import CLEAN, crop_of
+from pathokd.distill.cached import CachedTeacher
+from pathokd.distill.module import DistillationModule
+from pathokd.losses import SpreadLoss
+
+
+class SayCost(Callback):
+    """Prints `training_cost` once, as the training starts."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count and say."""
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(pl_module, DistillationModule) and isinstance(data, TileDataModule) and trainer.is_global_zero:
+            steps = int(trainer.estimated_stepping_batches)
+            visits = steps * trainer.accumulate_grad_batches * trainer.world_size * data.batch_size
+            print(training_cost(pl_module, data, visits / len(data.train_rows)), file=sys.stderr, flush=True)
+
+
+def training_cost(module: DistillationModule, data: TileDataModule, epochs: float) -> str:
+    """What of the arithmetic the teachers take, and whether to store their targets.
+
+    Args:
+        module: configured.
+        data: set up.
+        epochs: how often each tile is visited.
+    """
+    teachers = {key: module.teacher(key) for key in module.teacher_specs}
+    stored = {key: teacher for key, teacher in teachers.items() if isinstance(teacher, CachedTeacher)}
+    running = teachers.keys() - stored.keys()
+    student = sum(
+        _gflops(module, data, view) for view in {v for objective in module.objectives for v in objective.views}
+    )
+    gflops = {
+        key: count_gflops(teacher.card) * len({view for owner, view in _teacher_views(module) if owner == key})
+        for key, teacher in teachers.items()
+    }
+    step = sum(gflops[key] for key in running) + 3 * student
+    if not running:
+        return (
+            f"Targets are read from {', '.join(str(teacher.store.folder) for teacher in stored.values())}; running the "
+            f"teacher would make a step {1 + sum(gflops.values()) / step:.1f} times as dear in arithmetic."
+        )
+    spent = sum(gflops[key] for key in running)
+    hindered = _hindered(module, data)
+    if hindered:
+        return (
+            f"The running teacher takes {spent / step:.0%} of the arithmetic of a step ({spent:.3g} of {step:.3g} "
+            f"GFLOP a tile) and cannot be replaced by stored targets: {hindered}."
+        )
+    verdict = judge(Workload(len(data.train_rows), epochs, spent, student))
+    if verdict.cached:
+        return f"The teacher runs with the training, but {verdict.reason}: see `pathokd cache`."
+    return f"The teacher runs with the training: {verdict.reason}."
+
+
+def _teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
+    first = next(iter(module.teacher_specs))
+    asked = (objective for objective in module.objectives if not isinstance(objective.loss, SpreadLoss))
+    return {(objective.teacher or first, view) for objective in asked for view in objective.teacher_views}
+
+
+def _gflops(module: DistillationModule, data: TileDataModule, view: str) -> float:
+    """Of the student on one view, all of its crops."""
+    crops = data.views.crops
+    crop = crops[crop_of(view, crops)]
+    card = module.evaluated.encoder.card
+    # A model of fixed size gets every crop at its own.
+    return crop.count * count_gflops(card, image_px=crop.size_px if card.model_args.get("dynamic_img_size") else None)
+
+
+def _hindered(module: DistillationModule, data: TileDataModule) -> str:
+    """Why targets cannot be stored beforehand, or nothing."""
+    if data.geometry.scale != (1.0, 1.0):
+        return "random crops (data.geometry.scale) need it in every epoch"
+    others = sorted({view for _, view in _teacher_views(module)} - {CLEAN})
+    return f"it sees the perturbed view {others[0]!r}" if others else ""
