@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from pathokd.cli.main import main
-from pathokd.embed import read_embeddings, write_embeddings
-from pathokd.embed.convert import convert_embeddings
+from pathokd.embed import convert_embeddings, read_embeddings, write_embeddings
 from pathokd.embed.layouts import LAYOUTS, trident_folder
 from pathokd.errors import StoreError
 from pathokd.files import fingerprint, make_header
