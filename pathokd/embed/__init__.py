@@ -1,5 +1,6 @@
 """From tiles and an exported model to stored vectors: one HDF5 file per slide, as MIL code reads it."""
 
+from pathokd.embed.convert import convert_embeddings
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.run import PackedEmbeddings, embed_packed, embed_slides
 from pathokd.embed.slide import EmbeddedSlide
@@ -21,6 +22,7 @@ __all__ = [
     "SlideEmbeddings",
     "StoredDtype",
     "Verdict",
+    "convert_embeddings",
     "embed_packed",
     "embed_slides",
     "read_embeddings",

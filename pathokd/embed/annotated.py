@@ -22,7 +22,7 @@ def require_anndata() -> None:
         StoreError: It is not installed.
     """
     if importlib.util.find_spec("anndata") is None:
-        raise StoreError("AnnData needs the package anndata, which is not installed: pip install 'pathokd[anndata]'.")
+        raise StoreError("AnnData needs the package anndata, which is not installed: pip install anndata.")
 
 
 def to_anndata(slide: SlideEmbeddings, facts: Mapping[str, Any]) -> Any:

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-import h5py
-import numpy as np
 import pandas as pd
 
 from pathokd.embed.annotated import require_anndata
 from pathokd.embed.layouts import LAYOUTS, LayoutName, Source, stored_header
-from pathokd.embed.store import read_embeddings, read_header
+from pathokd.embed.store import read_embeddings, read_outline
 from pathokd.embed.verify import ONE_MODEL, differs, expected_slides
 from pathokd.errors import PathokdError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header, write_json
@@ -118,13 +116,12 @@ def _plan(root: Path, layout: LayoutName) -> tuple[list[_Job], dict[str, Outcome
 
 
 def _job(slide_id: str, path: Path, layout: LayoutName) -> _Job:
-    found = read_header(path)
-    with h5py.File(path, "r") as file:
-        flag = file["flag"].asstr()[:]
-        source = Source(slide_id, dict(file["coords"].attrs), str(file["features"].attrs["encoder"]))
-    header = make_header(SCHEMA, {"layout": layout, **found["settings"], "flags": fingerprint(flag.tolist())})
-    flagged = int(np.count_nonzero(flag != ""))
-    return _Job(source, path, header, LAYOUTS[layout].paths(source), len(flag) - flagged, flagged)
+    found = read_outline(path)
+    source = Source(slide_id, found.coords_attrs, str(found.features_attrs.get("encoder", "encoder")))
+    settings = {"layout": layout, **found.header["settings"], "flags": fingerprint(found.flag.tolist())}
+    good = int(found.good.sum())
+    files = LAYOUTS[layout].paths(source)
+    return _Job(source, path, make_header(SCHEMA, settings), files, good, len(found.flag) - good)
 
 
 def _folder_header(header: Header, layout: LayoutName) -> Header:

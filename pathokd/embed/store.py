@@ -8,9 +8,10 @@ A tile that could not be read keeps its row, so that rows stay the manifest's ro
 its flag says why. Take `embeddings.features[embeddings.good]`, or test `flag`, before pooling.
 """
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -104,7 +105,7 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
     header = read_header(path)
-    with h5py.File(path, "r") as file:
+    with _whole(path), h5py.File(path, "r") as file:
         return SlideEmbeddings(
             features=file["features"][:],
             coords=file["coords"][:],
@@ -116,15 +117,41 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
         )
 
 
+def read_outline(path: str | Path) -> SlideEmbeddings:
+    """What a file says of its tiles, without reading their features, which are of shape (n, 0) here.
+
+    Raises:
+        StoreError: There is no such file, it is truncated, or it is not of this kind.
+    """
+    header = read_header(path)
+    with _whole(path), h5py.File(path, "r") as file:
+        return SlideEmbeddings(
+            features=np.empty((file["features"].shape[0], 0), np.float32),
+            coords=file["coords"][:],
+            flag=file["flag"].asstr()[:],
+            tissue_fraction=file["tissue_fraction"][:],
+            coords_attrs=dict(file["coords"].attrs),
+            features_attrs=dict(file["features"].attrs),
+            header=header,
+        )
+
+
+@contextlib.contextmanager
+def _whole(path: str | Path) -> Iterator[None]:
+    """Turn what HDF5 says of damaged bytes into one sentence."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}): delete it and embed the slide again.") from error
+
+
 def read_good(path: str | Path) -> Mask:
     """Which tiles of an embeddings file are good, without reading its features.
 
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    read_header(path)
-    with h5py.File(path, "r") as file:
-        return np.asarray(file["flag"].asstr()[:] == "", dtype=np.bool_)
+    return read_outline(path).good
 
 
 def read_header(path: str | Path) -> Header:

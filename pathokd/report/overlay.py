@@ -20,6 +20,7 @@ from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header
 from pathokd.progress import Bars
 from pathokd.report.slide_sheet import Panel, slide_sheet
+from pathokd.slides.manifest import TileSpec
 from pathokd.slides.overlay import OUTLINE, TILE, UNREADABLE, draw_overlay
 from pathokd.slides.slide import Slide
 from pathokd.slides.sources import find_slides
@@ -29,8 +30,6 @@ from pathokd.types import FloatArray, IntArray, Rgb
 SCHEMA = "overlay/1"
 PICTURE_MAX_PX = 1200
 """Longest side of a picture on the sheet."""
-MASK_MPP = 8.0
-"""Microns per pixel of the overview the outline is found on, as `pathokd tile` takes it."""
 QUALITY = 90
 
 
@@ -152,7 +151,7 @@ def _colours(files: list[Path], bars: Bars) -> ColourSpace | None:
         for path in bars.track(files, "Colours", len(files), keep=False):
             try:
                 found = read_embeddings(path)
-            except (StoreError, OSError):
+            except StoreError:
                 continue  # becomes a failed row when it is drawn
             yield found.features[found.good]
 
@@ -218,7 +217,7 @@ def _sheet(slide_id: str, path: Path, found: SlideEmbeddings, space: ColourSpace
                 f"{size[0]} x {size[1]}: it is another slide, give the folder of the right one, --slides FOLDER."
             )
         picture = slide.overview(max_px=PICTURE_MAX_PX)
-        overview = slide.overview(mpp=MASK_MPP, max_px=MASK_MAX_PX)
+        overview = slide.overview(mpp=TileSpec.mask_mpp, max_px=MASK_MAX_PX)
         mask = find_tissue(overview, slide.mpp)
     good, side = found.good, float(attrs["patch_size_level0"])
     tiles = draw_overlay(picture, mask, overview.downsample, found.coords[good, 0], found.coords[good, 1], side)

@@ -106,3 +106,15 @@ def test_a_slide_without_tissue_is_said(encoder: Encoder, tmp_path: Path) -> Non
     glass = write_pyramid(tmp_path / "glass.tif", np.full((300, 300, 3), 244, np.uint8), 0.5)
     with pytest.raises(SlideError, match="holds no tile with 25% tissue"):
         Embedder(encoder).slide(glass, mpp=0.5, tile_px=56)
+
+
+@pytest.mark.filterwarnings("ignore:.*expects:UserWarning")
+def test_an_anndata_of_the_good_tiles(encoder: Encoder, scan: Path) -> None:
+    pytest.importorskip("anndata", reason="pip install anndata")
+    found = Embedder(encoder).slide(scan, mpp=0.5, tile_px=56)
+    found.flags[1], found.features[1] = "unreadable", np.nan
+    made = found.to_anndata()
+    np.testing.assert_array_equal(made.X, found.features[found.good])
+    np.testing.assert_array_equal(made.obsm["spatial"], found.coords[found.good] + 28.0)
+    assert made.uns["pathokd"]["path"] == str(scan)
+    assert made.uns["pathokd"]["flagged"]["flag"].tolist() == ["unreadable"]

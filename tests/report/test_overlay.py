@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from pathokd.cli.main import main
@@ -176,3 +177,17 @@ def test_words_fit_on_every_sheet(shape: tuple[int, int]) -> None:
     assert sheet.dtype == np.uint8
     border = np.concatenate([sheet[:20].ravel(), sheet[-20:].ravel(), sheet[:, :20].ravel(), sheet[:, -8:].ravel()])
     assert (border == 255).all()
+
+
+def test_a_real_slide_from_embed_to_clam_and_picture(tiny_teacher: Path, real_data: Path, tmp_path: Path) -> None:
+    """The words a user types, on CMU-1-Small-Region (Aperio)."""
+    slide, features = real_data / "wsi_small/CMU-1-Small-Region.svs", tmp_path / "features"
+    assert main(["embed", str(tiny_teacher), str(slide), "--out", str(features)]) == 0
+    assert main(["export", str(features), "--layout", "clam", "--out", str(tmp_path / "clam")]) == 0
+    assert main(["overlay", str(features), "--out", str(tmp_path / "sheets")]) == 0
+    bag = torch.load(tmp_path / "clam/pt_files/CMU-1-Small-Region.pt", weights_only=True)
+    assert bag.shape == (len(read_embeddings(features / "CMU-1-Small-Region.h5").flag), 24)
+    sheet = picture(tmp_path / "sheets/CMU-1-Small-Region.jpg")
+    assert sheet.shape[0] > 1200  # 2,967 px of slide at its 1,200, and words
+    blue = (np.abs(sheet[128:1300, :926] - np.array([20, 60, 200])).max(axis=2) < 70).sum()
+    assert blue > 2000  # outlines of tiles
