@@ -290,6 +290,7 @@ def embed(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     dtype: Literal["fp16", "fp32"] = "fp32",
     device: str = "auto",
+    compile: bool = False,
     shard: str = "0/1",
     overwrite: bool = False,
     skip_errors: bool = False,
@@ -310,6 +311,7 @@ def embed(
         precision: Arithmetic; auto is bf16 where the device is fast in it.
         dtype: Precision of the stored features.
         device: auto or a torch device.
+        compile: Let torch compile the model, which takes a minute once.
         shard: I/N embeds every N-th slide of a tiled folder from the I-th on (from 0), for N machines or jobs.
         overwrite: Redo what is done.
         skip_errors: Exit with 0 although a slide failed.
@@ -348,6 +350,7 @@ def embed(
         precision=precision,
         dtype=dtype,
         device=device,
+        compile=compile,
         overwrite=overwrite,
         shard=(int(number), int(shards)),
     )

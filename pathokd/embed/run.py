@@ -1,8 +1,9 @@
 """Embed a cohort slide by slide, or a packed folder in one go."""
 
-import itertools
+import contextlib
+import csv
 import time
-from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +13,14 @@ import pandas as pd
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
-from pathokd.embed.facts import embedding_header, geometry_attrs, mismatches, model_attrs
+from pathokd.embed.facts import geometry_attrs, mismatches, model_attrs
+from pathokd.embed.jobs import Job, plan, remove_leftovers
 from pathokd.embed.reading import read_batches
-from pathokd.embed.store import StoredDtype, read_good, read_header, write_embeddings
+from pathokd.embed.speed import Spent, speed
+from pathokd.embed.store import StoredDtype, read_good, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
-from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
-from pathokd.files import Header, atomic_path, check_header
+from pathokd.errors import PathokdError, SlideError, StoreError
+from pathokd.files import atomic_path
 from pathokd.models import Encoder, Readout
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -34,6 +37,12 @@ class Outcome(NamedTuple):
     n_unreadable: int
     seconds: float
     message: str
+    wait_s: float = 0.0
+    """This and the rest: see `Spent`."""
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+    read_s: float = 0.0
+    read_cpu_s: float = 0.0
 
 
 class PackedEmbeddings(NamedTuple):
@@ -56,6 +65,7 @@ def embed_slides(
     precision: Precision = "auto",
     dtype: StoredDtype = "fp32",
     device: str = "auto",
+    compile: bool = False,
     overwrite: bool = False,
     shard: tuple[int, int] = (0, 1),
 ) -> pd.DataFrame:
@@ -64,7 +74,7 @@ def embed_slides(
     A finished slide is skipped if its file was made with the same settings, weights and tiles; a truncated
     file is made again. A slide that cannot be read is one failed row and the run goes on. A tile that
     cannot be read keeps its row with NaN features and the flag `unreadable`; no blank tile stands in for
-    it.
+    it. The last lines on stderr say how fast reading, preprocessing and encoding were, and what held the run up.
 
     Args:
         model: An encoder, a card's name, `hf-hub:...` or an exported folder.
@@ -76,28 +86,27 @@ def embed_slides(
         precision: Arithmetic of the forward pass.
         dtype: Stored precision.
         device: `auto` or a torch device.
+        compile: Compile the model; see `Embedder`.
         overwrite: Redo slides whose file exists, whatever made it.
         shard: (i, n) embeds every n-th slide from the i-th on (from 0), for n processes that share `out_dir`; each
             writes a summary of its own, `summary-i-of-n.csv`.
 
     Returns:
         The summary, one row per slide: slide_id, path, status (ok, failed, skipped), n_tiles, n_unreadable,
-        seconds, message.
+        seconds, message, and the seconds of each part (`Spent`).
 
     Raises:
-        StoreError: A file in `out_dir` was made with other settings and `overwrite` is not set; nothing is
-            done.
-        ManifestError: The manifest holds no tiles.
+        StoreError: A file in `out_dir` was made with other settings or by another program, and `overwrite` is not
+            set; nothing is done. Or `out_dir` cannot be written to; the slides embedded so far stay.
+        ManifestError: The manifest holds no tiles, or a slide_id that cannot name a file.
     """
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
-    if table.frame.empty:
-        raise ManifestError("The manifest holds no tiles to embed: look at the summary.csv beside it.")
     number, shards = shard
-    if not 0 <= number < shards:
-        raise ValueError(f"shard should be (i, n) with i from 0 to n - 1, got {shard}.")
-    embedder, out = Embedder(model, readout, precision, device, batch_size), Path(out_dir)
-    slides = itertools.islice(_by_slide(table.frame), number, None, shards)
-    jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in slides]
+    embedder, out = Embedder(model, readout, precision, device, batch_size, compile), Path(out_dir)
+    jobs = plan(embedder, table, out, dtype=dtype, overwrite=overwrite, shard=shard)
+    summary_path = out / ("summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv")
+    _check_ours(summary_path)
+    remove_leftovers(out)
     outcomes: list[Outcome] = []
     try:
         with Bars() as bars:
@@ -107,13 +116,40 @@ def embed_slides(
                 outcomes.append(_one_slide(embedder, job, workers, dtype, bars))
                 if outcomes[-1].message:
                     bars.say(f"{job.slide_id}: {outcomes[-1].message}")
-    finally:
-        # An interrupted run also says how far it came.
-        summary = pd.DataFrame(outcomes, columns=list(Outcome._fields))
-        name = "summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv"
-        with atomic_path(out / name) as part:
-            summary.to_csv(part, index=False)
+            for sentence in speed(
+                _table(outcomes), workers=workers, batch_size=batch_size, device=embedder.device.type
+            ):
+                bars.say(sentence)
+    except BaseException:
+        # An interrupted run also says how far it came; if even that fails, the first trouble is the one to tell.
+        with contextlib.suppress(StoreError):
+            _write_summary(outcomes, summary_path)
+        raise
+    return _write_summary(outcomes, summary_path)
+
+
+def _table(outcomes: list[Outcome]) -> pd.DataFrame:
+    return pd.DataFrame(outcomes, columns=list(Outcome._fields))
+
+
+def _write_summary(outcomes: list[Outcome], path: Path) -> pd.DataFrame:
+    summary = _table(outcomes)
+    with atomic_path(path) as part:
+        summary.to_csv(part, index=False)
     return summary
+
+
+def _check_ours(path: Path) -> None:
+    """Raise StoreError if another verb's or program's table lies where the summary goes."""
+    if not path.exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):
+        columns = []
+    if not {"slide_id", "status", "n_unreadable"} <= set(columns):
+        raise StoreError(f"{path} is there and no summary of `pathokd embed`: choose another output folder.")
 
 
 def embed_packed(
@@ -157,41 +193,18 @@ def _read_manifest(path: Path) -> TileManifest:
     return TileManifest.read(path / "manifest.parquet" if path.is_dir() else path)
 
 
-class _Job(NamedTuple):
-    """One slide's work."""
-
-    slide_id: str
-    path: Path
-    tiles: pd.DataFrame
-    spec: TileSpec
-    header: Header
-    done: bool
-
-
-def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The tiles of one slide after another, in the manifest's order."""
-    for _, tiles in frame.groupby("slide_id", sort=False):
-        yield tiles.reset_index(drop=True)
-
-
-def _job(
-    embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype, out: Path, overwrite: bool
-) -> _Job:
-    slide_id = str(tiles["slide_id"].iloc[0])
-    header, path = embedding_header(embedder.facts, slide_id, tiles, spec, dtype), out / f"{slide_id}.h5"
-    return _Job(slide_id, path, tiles, spec, header, not overwrite and _is_done(path, header))
-
-
-def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, bars: Bars) -> Outcome:
+def _one_slide(embedder: Embedder, job: Job, workers: int, dtype: StoredDtype, bars: Bars) -> Outcome:
     """Embed one slide, turning what goes wrong in the world into one failed row."""
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
         flagged = n - int(read_good(job.path).sum())
         return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
-    reading = Reading(embedder.batch_size, workers)
+    reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
         with _open(job.tiles, job.spec) as slide:
-            features, flag = embed_tiles(embedder, embedder.dim, slide, job.tiles, job.spec, reading, bars)
+            features, flag = embed_tiles(
+                embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent
+            )
             coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
         write_embeddings(
             job.path,
@@ -205,10 +218,13 @@ def _one_slide(embedder: Embedder, job: _Job, workers: int, dtype: StoredDtype, 
             dtype=dtype,
         )
     except PathokdError as error:
+        if isinstance(error, StoreError) and isinstance(error.__cause__, OSError):
+            raise  # the output folder is full or read-only: every further slide would be embedded for nothing
         return Outcome(job.slide_id, slide_path, "failed", n, 0, time.monotonic() - started, str(error))
     flagged = int((flag != "").sum())
     message = f"{flagged} of {n} tiles are flagged and have no features." if flagged else ""
-    return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message)
+    parts = (round(seconds, 4) for seconds in astuple(spent))
+    return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message, *parts)
 
 
 def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:
@@ -222,13 +238,3 @@ def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:
         pass  # no usable mpp of its own: the manifest's is taken
     slide.close()
     return Slide(path, mpp=mpp, icc=spec.icc)
-
-
-def _is_done(path: Path, header: Header) -> bool:
-    """Whether `path` is whole and made the same way; raises StoreError if it was made another way."""
-    try:
-        found = read_header(path)
-    except StoreError:
-        return False  # missing or truncated: made again
-    check_header(found, header, path)
-    return True
