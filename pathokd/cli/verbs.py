@@ -258,6 +258,7 @@ def embed(
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     dtype: Literal["fp16", "fp32"] = "fp32",
     device: str = "auto",
+    compile: bool = False,
     shard: str = "0/1",
     engine: Literal["local", "ray"] = "local",
     overwrite: bool = False,
@@ -279,6 +280,7 @@ def embed(
         precision: Arithmetic; auto is bf16 where the device is fast in it.
         dtype: Precision of the stored features.
         device: auto or a torch device.
+        compile: Let torch compile the model, which takes a minute once.
         shard: I/N embeds every N-th slide of a tiled folder from the I-th on (from 0), for N machines or jobs.
         engine: local; or ray, the cluster that RAY_ADDRESS names, else this machine, one GPU or WORKERS CPUs a slide.
         overwrite: Redo what is done.
@@ -318,6 +320,7 @@ def embed(
         precision=precision,
         dtype=dtype,
         device=device,
+        compile=compile,
         overwrite=overwrite,
         shard=(int(number), int(shards)),
         engine=engine,

@@ -1,21 +1,21 @@
 """Images in, vectors out: a model with its readout, precision and device settled once."""
 
-import itertools
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from pathokd.augment.images import read_image
 from pathokd.embed.facts import ModelFacts, embedding_header, geometry_attrs, mismatches, model_attrs
+from pathokd.embed.images import Batch, Images, in_batches, to_device
 from pathokd.embed.slide import EmbeddedSlide
+from pathokd.embed.speed import Spent
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import SlideError
 from pathokd.models import READOUTS, Encoder, Features, Readout, VectorEncoder, readout_dim
@@ -27,11 +27,8 @@ from pathokd.slides.manifest import TileSpec
 from pathokd.slides.slide import Slide
 from pathokd.slides.sources import SlideSource
 from pathokd.slides.tile import cut_slide
-from pathokd.types import Mpp, Rgb
+from pathokd.types import Mpp
 
-Images: TypeAlias = npt.NDArray[np.uint8] | Tensor | Sequence["Rgb | Image.Image | Tensor | str | Path"]
-"""uint8 RGB: an array (n, height, width, 3), a tensor (n, 3, height, width), or a sequence of images, each an array
-(height, width, 3), a PIL image, a tensor (3, height, width) or the path of a picture."""
 Precision = Literal["auto", "fp32", "bf16"]
 """`auto` is bf16 on CUDA and fp32 elsewhere: few CPUs gain from bf16 and most lose."""
 
@@ -50,6 +47,7 @@ class Embedder:
         precision: Arithmetic of the forward pass.
         device: `auto` (CUDA if there is one, else the CPU) or any torch device.
         batch_size: Most images in one forward pass, at least 1.
+        compile: Compile the model by torch for exactly `batch_size` images (fewer are filled up); takes a minute once.
         transform: For a plain torch module: from a PIL picture (RGB) to a tensor (channels, height, width), resizing
             and normalising included.
 
@@ -66,6 +64,7 @@ class Embedder:
         device: str = "auto",
         batch_size: int = 32,
         *,
+        compile: bool = False,
         transform: Transform | None = None,
     ) -> None:
         if readout not in READOUTS:
@@ -85,6 +84,9 @@ class Embedder:
         self.readout: Readout = readout
         self.precision: Literal["fp32", "bf16"] = _settle(precision, self.device)
         self.batch_size = batch_size
+        self.compiled, self._rows = compile, batch_size if compile else None
+        run: Callable[[Tensor], Any] = encoder.encode if isinstance(encoder, Encoder) else encoder
+        self._run = torch.compile(run, dynamic=False) if compile else run
 
     @cached_property
     def dim(self) -> int:
@@ -92,7 +94,7 @@ class Embedder:
         if isinstance(self.encoder, Encoder):
             return readout_dim(self.encoder.embed_dim, self.readout)
         side = self.encoder.card.image_px
-        return int(self._vectors(np.full((1, side, side, 3), 255, np.uint8)).shape[1])
+        return int(self._vectors(self._pixels(np.full((1, side, side, 3), 255, np.uint8)), 1).shape[1])
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -118,8 +120,34 @@ class Embedder:
             ValueError: An image is not uint8 RGB.
             StoreError: A path leads to no picture.
         """
-        vectors = [self._vectors(batch).cpu().numpy() for batch in self._batches(images)]
+        vectors = list(self.stream(in_batches(images, self.batch_size), Spent()))
         return np.concatenate(vectors) if vectors else np.empty((0, self.dim), np.float32)
+
+    def stream(self, batches: Iterable[Batch], spent: Spent) -> Iterator[npt.NDArray[np.float32]]:
+        """Embed batch after batch, each as one forward pass.
+
+        The next batch is sent to the device before the vectors of the last one are fetched, so that a GPU does not wait
+        while the host prepares.
+
+        Args:
+            batches: Images of one size each, at most `batch_size`.
+            spent: Gets the seconds spent on preprocessing and encoding.
+
+        Yields:
+            Float32, shape (n, dim), for each batch in turn.
+        """
+        before: _OnItsWay | None = None
+        for images in batches:
+            started = time.perf_counter()
+            pixels = self._pixels(images)
+            started = spent.lap("preprocess_s", started)
+            sent = _send_back(self._vectors(pixels, len(images)))
+            spent.lap("encode_s", started)
+            if before is not None:
+                yield before.wait(spent)
+            before = sent
+        if before is not None:
+            yield before.wait(spent)
 
     def tokens(self, images: Images) -> npt.NDArray[np.float32]:
         """Patch tokens of images of one size, as grids.
@@ -133,7 +161,7 @@ class Embedder:
         Raises:
             ValueError: No image, images of several sizes, or one that is not uint8 RGB.
         """
-        batches = [self.features(batch) for batch in self._batches(images)]
+        batches = [self.features(np.stack(batch)) for batch in in_batches(images, self.batch_size)]
         if len({features.grid for features in batches}) != 1:
             raise ValueError("tokens() takes at least one image, and images of one size: call it once per size.")
         rows, columns = batches[0].grid
@@ -178,7 +206,7 @@ class Embedder:
             if tiles.empty:
                 raise SlideError(f"{path} holds no tile with {min_tissue:.0%} tissue: look at it, or lower min_tissue.")
             reading = Reading(self.batch_size, workers)
-            features, flags = embed_tiles(self, self.dim, slide, tiles, spec, reading, bars)
+            features, flags = embed_tiles(self.stream, self.dim, slide, tiles, spec, reading, bars, Spent())
             header = embedding_header(self.facts, source.slide_id, tiles, spec, "fp32")
             return EmbeddedSlide(
                 source.path,
@@ -207,55 +235,62 @@ class Embedder:
         """
         if not isinstance(self.encoder, Encoder):
             raise ValueError(f"{self.encoder.card.name} returns one vector per image and no tokens: call it instead.")
-        out = self._run(_to_tensor(images))
-        return Features(out.cls.float(), out.patches.float(), out.grid)
+        return self._tokens(self._pixels(images), len(images))
 
-    def _vectors(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Vectors of one batch, fp32, on the device."""
+    def _pixels(self, images: Batch) -> Tensor:
+        """One batch on the device, as the model takes it."""
+        if not isinstance(self.encoder, Encoder):
+            return self.encoder.prepare(images).to(self.device)
+        with torch.inference_mode():
+            return self.encoder.preprocess(to_device(images, self.device, self._rows))
+
+    def _vectors(self, pixels: Tensor, n: int) -> Tensor:
+        """Vectors of the first `n` rows of a forward pass, fp32."""
         if isinstance(self.encoder, Encoder):
-            return read_out(self.features(images), self.readout)
-        vectors: Tensor = self._run(self.encoder.prepare(images))
-        return vectors.float()
+            return read_out(self._tokens(pixels, n), self.readout)
+        vectors: Tensor = self._forward(pixels)
+        return vectors[:n].float()
 
-    def _run(self, pixels: Tensor) -> Any:
+    def _tokens(self, pixels: Tensor, n: int) -> Features:
+        """The first `n` rows of a forward pass, fp32."""
+        out: Features = self._forward(pixels)
+        return Features(out.cls[:n].float(), out.patches[:n].float(), out.grid)
+
+    def _forward(self, pixels: Tensor) -> Any:
         """The model's forward pass, in the embedder's precision."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
         ):
-            return self.encoder(pixels.to(self.device))
-
-    def _batches(self, images: Images) -> Iterator[npt.NDArray[np.uint8]]:
-        """At most `batch_size` images of one size at a time, order kept."""
-        for _, same in itertools.groupby(map(_as_rgb, images), key=np.shape):
-            while run := list(itertools.islice(same, self.batch_size)):
-                yield np.stack(run)
+            return self._run(pixels)
 
 
-def _as_rgb(image: object) -> Rgb:
-    """One image as an array (height, width, 3), whatever it came as."""
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if isinstance(image, Tensor):
-        image = image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"each image should be uint8 RGB, (height, width, 3), or a picture, got {what}.")
-    return image
+class _OnItsWay(NamedTuple):
+    """Vectors that a device may still be computing."""
+
+    host: Tensor
+    arrived: torch.cuda.Event | None
+
+    def wait(self, spent: Spent) -> npt.NDArray[np.float32]:
+        started = time.perf_counter()
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        spent.lap("encode_s", started)
+        return np.asarray(self.host.numpy(), np.float32)
+
+
+def _send_back(vectors: Tensor) -> _OnItsWay:
+    """Start copying vectors to the host; queued behind their own batch, not behind the next one."""
+    if vectors.device.type != "cuda":
+        return _OnItsWay(vectors.cpu(), None)
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host.copy_(vectors, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record(torch.cuda.current_stream(vectors.device))
+    return _OnItsWay(host, arrived)
 
 
 def _settle(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
-
-
-def _to_tensor(images: npt.NDArray[np.uint8]) -> Tensor:
-    """Channels first, checked; the encoder does the rest."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(
-            f"images should be uint8 RGB of shape (n, height, width, 3), got {images.dtype} {images.shape}."
-        )
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -163,6 +163,7 @@ class RayEngine:
             "precision": embedder.precision,
             "device": "cuda" if self._gpus else "cpu",
             "batch_size": embedder.batch_size,
+            "compile": embedder.compiled,
         }
         self._user = User(__version__, os.getcwd(), str(self._out), settings)
         # The weights travel through the object store, once to each node, and are those whose hash is in the headers. A

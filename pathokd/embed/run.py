@@ -1,9 +1,11 @@
 """Embed a cohort slide by slide, or a packed folder in one go."""
 
+import contextlib
+import csv
 import functools
 import itertools
 import time
-from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,13 +17,14 @@ from pathokd.data.packed import PackedTiles
 from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.engine import EngineName
 from pathokd.embed.engines import open_engine
-from pathokd.embed.facts import embedding_header, geometry_attrs, mismatches, model_attrs
+from pathokd.embed.facts import geometry_attrs, mismatches, model_attrs
+from pathokd.embed.jobs import Job, plan, remove_leftovers
 from pathokd.embed.ledger import Ledger
 from pathokd.embed.reading import read_batches
-from pathokd.embed.store import StoredDtype, read_good, read_header, write_embeddings
+from pathokd.embed.speed import Spent, speed
+from pathokd.embed.store import StoredDtype, read_good, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
-from pathokd.errors import ManifestError, PathokdError, SlideError, StoreError
-from pathokd.files import Header, check_header
+from pathokd.errors import PathokdError, SlideError, StoreError
 from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -38,6 +41,12 @@ class Outcome(NamedTuple):
     n_unreadable: int
     seconds: float
     message: str
+    wait_s: float = 0.0
+    """This and the rest: see `Spent`."""
+    preprocess_s: float = 0.0
+    encode_s: float = 0.0
+    read_s: float = 0.0
+    read_cpu_s: float = 0.0
 
 
 class PackedEmbeddings(NamedTuple):
@@ -60,6 +69,7 @@ def embed_slides(
     precision: Precision = "auto",
     dtype: StoredDtype = "fp32",
     device: str = "auto",
+    compile: bool = False,
     overwrite: bool = False,
     shard: tuple[int, int] = (0, 1),
     engine: EngineName = "local",
@@ -69,7 +79,7 @@ def embed_slides(
     A finished slide is skipped if its file was made with the same settings, weights and tiles; a truncated
     file is made again. A slide that cannot be read is one failed row and the run goes on. A tile that
     cannot be read keeps its row with NaN features and the flag `unreadable`; no blank tile stands in for
-    it.
+    it. The last lines on stderr say how fast reading, preprocessing and encoding were, and what held the run up.
 
     Args:
         model: An encoder, a card's name, `hf-hub:...`, an exported folder, or an encoder that another package offers.
@@ -81,6 +91,7 @@ def embed_slides(
         precision: Arithmetic of the forward pass.
         dtype: Stored precision.
         device: `auto` or a torch device.
+        compile: Compile the model; see `Embedder`.
         overwrite: Redo slides whose file exists, whatever made it.
         shard: (i, n) embeds every n-th slide from the i-th on (from 0), for n processes that share `out_dir`; each
             writes a summary of its own, `summary-i-of-n.csv`.
@@ -90,26 +101,23 @@ def embed_slides(
 
     Returns:
         The summary, one row per slide, in the manifest's order: slide_id, path, status (ok, failed, skipped), n_tiles,
-        n_unreadable, seconds, message.
+        n_unreadable, seconds, message, and the seconds of each part (`Spent`).
 
     Raises:
-        StoreError: A file in `out_dir` was made with other settings and `overwrite` is not set; nothing is
-            done.
-        ManifestError: The manifest holds no tiles.
+        StoreError: A file in `out_dir` was made with other settings or by another program, and `overwrite` is not
+            set; nothing is done. Or `out_dir` cannot be written to; the slides embedded so far stay.
+        ManifestError: The manifest holds no tiles, or a slide_id that cannot name a file.
         PathokdError: Ray is not installed, or its cluster cannot be used.
     """
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
-    if table.frame.empty:
-        raise ManifestError("The manifest holds no tiles to embed: look at the summary.csv beside it.")
     number, shards = shard
-    if not 0 <= number < shards:
-        raise ValueError(f"shard should be (i, n) with i from 0 to n - 1, got {shard}.")
     out = Path(out_dir)
     path = out / ("summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv")
     with open_engine(engine, device, precision, workers, out) as machine:
-        embedder = Embedder(model, readout, machine.precision, machine.device, batch_size)
-        slides = itertools.islice(_by_slide(table.frame), number, None, shards)
-        jobs = [_job(embedder, tiles, table.spec, dtype, out, overwrite) for tiles in slides]
+        embedder = Embedder(model, readout, machine.precision, machine.device, batch_size, compile=compile)
+        jobs = plan(embedder, table, out, dtype=dtype, overwrite=overwrite, shard=shard)
+        _check_ours(path)
+        remove_leftovers(out)
         work = functools.partial(_one_slide, workers=workers, dtype=dtype)
         ledger = Ledger[Outcome](path, Outcome._fields, [job.slide_id for job in jobs])
         try:
@@ -122,9 +130,31 @@ def embed_slides(
                     ledger.add(outcome)
                     if outcome.message:
                         bars.say(f"{outcome.slide_id}: {outcome.message}")
-        finally:
-            ledger.write()  # an interrupted run also says how far it came
+                if engine == "local":  # elsewhere slides run beside each other, and their seconds do not add up
+                    for sentence in speed(
+                        ledger.table(), workers=workers, batch_size=batch_size, device=embedder.device.type
+                    ):
+                        bars.say(sentence)
+        except BaseException:
+            # An interrupted run also says how far it came; if even that fails, the first trouble is the one to tell.
+            with contextlib.suppress(StoreError):
+                ledger.write()
+            raise
+        ledger.write()
     return ledger.table()
+
+
+def _check_ours(path: Path) -> None:
+    """Raise StoreError if another verb's or program's table lies where the summary goes."""
+    if not path.exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):
+        columns = []
+    if not {"slide_id", "status", "n_unreadable"} <= set(columns):
+        raise StoreError(f"{path} is there and no summary of `pathokd embed`: choose another output folder.")
 
 
 def embed_packed(
@@ -168,47 +198,23 @@ def _read_manifest(path: Path) -> TileManifest:
     return TileManifest.read(path / "manifest.parquet" if path.is_dir() else path)
 
 
-class _Job(NamedTuple):
-    """One slide's work."""
-
-    slide_id: str
-    path: Path
-    tiles: pd.DataFrame
-    spec: TileSpec
-    header: Header
-    done: bool
-
-
-def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The tiles of one slide after another, in the manifest's order."""
-    for _, tiles in frame.groupby("slide_id", sort=False):
-        yield tiles.reset_index(drop=True)
-
-
-def _job(
-    embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype, out: Path, overwrite: bool
-) -> _Job:
-    slide_id = str(tiles["slide_id"].iloc[0])
-    header = embedding_header(embedder.facts, slide_id, tiles, spec, dtype)
-    path = (out / f"{slide_id}.h5").absolute()  # another process may have another working folder
-    return _Job(slide_id, path, tiles, spec, header, not overwrite and _is_done(path, header))
-
-
-def _lost(job: _Job, message: str) -> Outcome:
+def _lost(job: Job, message: str) -> Outcome:
     """The failed row of a slide that the engine gave up."""
     return Outcome(job.slide_id, str(job.tiles["path"].iloc[0]), "failed", len(job.tiles), 0, 0.0, message)
 
 
-def _one_slide(embedder: Embedder, job: _Job, bars: Bars, *, workers: int, dtype: StoredDtype) -> Outcome:
+def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype: StoredDtype) -> Outcome:
     """Embed one slide, turning what goes wrong in the world into one failed row."""
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
         flagged = n - int(read_good(job.path).sum())
         return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
-    reading = Reading(embedder.batch_size, workers)
+    reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
         with _open(job.tiles, job.spec) as slide:
-            features, flag = embed_tiles(embedder, embedder.dim, slide, job.tiles, job.spec, reading, bars)
+            features, flag = embed_tiles(
+                embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent
+            )
             coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
         write_embeddings(
             job.path,
@@ -222,10 +228,13 @@ def _one_slide(embedder: Embedder, job: _Job, bars: Bars, *, workers: int, dtype
             dtype=dtype,
         )
     except PathokdError as error:
+        if isinstance(error, StoreError) and isinstance(error.__cause__, OSError):
+            raise  # the output folder is full or read-only: every further slide would be embedded for nothing
         return Outcome(job.slide_id, slide_path, "failed", n, 0, time.monotonic() - started, str(error))
     flagged = int((flag != "").sum())
     message = f"{flagged} of {n} tiles are flagged and have no features." if flagged else ""
-    return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message)
+    parts = (round(seconds, 4) for seconds in astuple(spent))
+    return Outcome(job.slide_id, slide_path, "ok", n, flagged, time.monotonic() - started, message, *parts)
 
 
 def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:
@@ -239,13 +248,3 @@ def _open(tiles: pd.DataFrame, spec: TileSpec) -> Slide:
         pass  # no usable mpp of its own: the manifest's is taken
     slide.close()
     return Slide(path, mpp=mpp, icc=spec.icc)
-
-
-def _is_done(path: Path, header: Header) -> bool:
-    """Whether `path` is whole and made the same way; raises StoreError if it was made another way."""
-    try:
-        found = read_header(path)
-    except StoreError:
-        return False  # missing or truncated: made again
-    check_header(found, header, path)
-    return True

@@ -9,6 +9,7 @@ its flag says why. Take `embeddings.features[embeddings.good]`, or test `flag`, 
 """
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,9 @@ from pathokd.types import FloatArray, IntArray, Mask
 SCHEMA = "embeddings/1"
 StoredDtype = Literal["fp16", "fp32"]
 _DTYPES: dict[StoredDtype, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
-_HEADER_KEY = "pathokd"
+_HEADER_KEY, _CHECKSUM_KEY = "pathokd", "sha256"
+_ARRAYS = ("features", "coords", "flag", "tissue_fraction")
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 class SlideEmbeddings(NamedTuple):
@@ -43,6 +46,8 @@ class SlideEmbeddings(NamedTuple):
     coords_attrs: dict[str, Any]
     features_attrs: dict[str, Any]
     header: Header
+    checksum: str = ""
+    """What `checksum_of` gave when the file was written; empty in files of versions before."""
 
     @property
     def good(self) -> Mask:
@@ -85,17 +90,35 @@ def write_embeddings(
     if features.ndim != 2 or not all(shapes.values()):
         wrong = [name for name, fits in shapes.items() if not fits] or ["features"]
         raise ValueError(f"each array should have one row per tile ({n}); look at {', '.join(wrong)}.")
+    stored = SlideEmbeddings(
+        _cast(features, dtype, Path(path)),
+        coords.astype(np.int64),
+        flag.astype(object),
+        tissue_fraction.astype(np.float32),
+        dict(coords_attrs),
+        dict(features_attrs),
+        dict(header),
+    )
     # HDF5 reports a full disk without an errno and may do so on close, so the file is made in memory first.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        stored = file.create_dataset("features", data=_cast(features, dtype, Path(path)))
-        stored.attrs.update(features_attrs)
-        file.create_dataset("coords", data=coords.astype(np.int64)).attrs.update(coords_attrs)
-        file.create_dataset("flag", data=flag.astype(object), dtype=h5py.string_dtype())
-        file.create_dataset("tissue_fraction", data=tissue_fraction.astype(np.float32))
+        file.create_dataset("features", data=stored.features).attrs.update(features_attrs)
+        file.create_dataset("coords", data=stored.coords).attrs.update(coords_attrs)
+        file.create_dataset("flag", data=stored.flag, dtype=h5py.string_dtype())
+        file.create_dataset("tissue_fraction", data=stored.tissue_fraction)
         file.attrs[_HEADER_KEY] = json.dumps(header)
+        file.attrs[_CHECKSUM_KEY] = checksum_of(stored)
     with atomic_path(path) as part:
         part.write_bytes(buffer.getbuffer())
+
+
+def checksum_of(embeddings: SlideEmbeddings) -> str:
+    """SHA-256 of the arrays and the header: pages that a copy lost or a disk spoilt are told from features by it."""
+    digest = hashlib.sha256(json.dumps([embeddings.header, embeddings.flag.tolist()], sort_keys=True).encode())
+    for array in (embeddings.features, embeddings.coords, embeddings.tissue_fraction):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def read_embeddings(path: str | Path) -> SlideEmbeddings:
@@ -104,8 +127,7 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    header = read_header(path)
-    with _whole(path), h5py.File(path, "r") as file:
+    with _opened(Path(path)) as (file, header):
         return SlideEmbeddings(
             features=file["features"][:],
             coords=file["coords"][:],
@@ -114,6 +136,7 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
             coords_attrs=dict(file["coords"].attrs),
             features_attrs=dict(file["features"].attrs),
             header=header,
+            checksum=str(file.attrs.get(_CHECKSUM_KEY, "")),
         )
 
 
@@ -123,8 +146,7 @@ def read_outline(path: str | Path) -> SlideEmbeddings:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    header = read_header(path)
-    with _whole(path), h5py.File(path, "r") as file:
+    with _opened(Path(path)) as (file, header):
         return SlideEmbeddings(
             features=np.empty((file["features"].shape[0], 0), np.float32),
             coords=file["coords"][:],
@@ -134,15 +156,6 @@ def read_outline(path: str | Path) -> SlideEmbeddings:
             features_attrs=dict(file["features"].attrs),
             header=header,
         )
-
-
-@contextlib.contextmanager
-def _whole(path: str | Path) -> Iterator[None]:
-    """Turn what HDF5 says of damaged bytes into one sentence."""
-    try:
-        yield
-    except (OSError, KeyError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}): delete it and embed the slide again.") from error
 
 
 def read_good(path: str | Path) -> Mask:
@@ -160,21 +173,47 @@ def read_header(path: str | Path) -> Header:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    if not Path(path).is_file():
+    with _opened(Path(path)) as (_, header):
+        return header
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a file that `read_header` refuses is another program's, and not a truncated one of ours."""
+    with open(path, "rb") as file:
+        start = file.read(len(_HDF5_SIGNATURE))
+    if start != _HDF5_SIGNATURE:
+        return any(start)  # empty or zeros: what a crash leaves on some file systems
+    try:
+        with h5py.File(path, "r") as file:
+            return _HEADER_KEY not in file.attrs
+    except Exception:  # noqa: BLE001 (as in `_opened`)
+        return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Header]]:
+    """The open file and its header; whatever goes wrong meanwhile is a StoreError."""
+    if not path.is_file():
         raise StoreError(f"{path} does not exist; make it with `pathokd embed`.")
     try:
         with h5py.File(path, "r") as file:
             raw = file.attrs.get(_HEADER_KEY)
-            rows = [file[name].shape[0] for name in ("features", "coords", "flag", "tissue_fraction")]
-    except (OSError, KeyError) as error:
+            shapes = [file[name].shape for name in _ARRAYS]
+            # A damaged size would be allocated before it is found missing.
+            too_large = any(file[name].nbytes > path.stat().st_size for name in _ARRAYS)
+            found: Any = json.loads(raw) if raw is not None else {}
+            header: Header = found if isinstance(found, dict) and isinstance(found.get("settings", {}), dict) else {}
+            fits = len(shapes[0]) == 2 and len({shape[0] for shape in shapes}) == 1 and not too_large
+            if header.get("schema") != SCHEMA or not fits:
+                raise StoreError(
+                    f"{path} should have schema {SCHEMA} and one row per tile in every array, got schema "
+                    f"{header.get('schema')!r} and shapes {shapes}: embed the slide again."
+                )
+            yield file, header
+    except StoreError:
+        raise
+    except Exception as error:  # h5py on a damaged file raises anything, also TypeError and MemoryError
         raise StoreError(f"{path} is truncated or no embeddings file: delete it and embed the slide again.") from error
-    header: Header = json.loads(raw) if raw is not None else {}
-    if header.get("schema") != SCHEMA or len(set(rows)) != 1:
-        raise StoreError(
-            f"{path} should have schema {SCHEMA} and one row per tile in every array, got schema "
-            f"{header.get('schema')!r} and {rows} rows: embed the slide again."
-        )
-    return header
 
 
 def _cast(features: FloatArray, dtype: StoredDtype, path: Path) -> npt.NDArray[np.floating[Any]]:

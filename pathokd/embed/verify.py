@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathokd.embed.store import SlideEmbeddings, read_embeddings
+from pathokd.embed.store import SlideEmbeddings, checksum_of, read_embeddings
 from pathokd.embed.tiles import UNREADABLE
-from pathokd.errors import StoreError
+from pathokd.errors import ManifestError, StoreError
 from pathokd.files import fingerprint
 from pathokd.progress import Bars
+from pathokd.slides.sources import check_slide_id
 
 ONE_MODEL = ("encoder", "weights_sha256", "readout", "precision", "dtype", "mpp", "tile_px", "icc")
 """Settings that all files of a folder must share."""
@@ -31,8 +32,9 @@ def verify_embeddings(folder: str | Path) -> pd.DataFrame:
     """Check a folder that `pathokd embed` wrote.
 
     Every slide of its summary must have a file that is whole, holds one row per tile in every array, finite
-    features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, and the
-    model and tile settings of all the others. Files that the summary does not know are checked too.
+    features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, the
+    checksum it was written with, and the model and tile settings of all the others. Files that the summary does not
+    know are checked too.
 
     Args:
         folder: The folder.
@@ -86,8 +88,10 @@ def _summary(root: Path) -> pd.DataFrame:
     paths, kinds = sorted(root.glob("summary*.csv")), dict.fromkeys(("slide_id", "message", "path"), str)
     try:
         parts = [pd.read_csv(p, dtype=kinds, keep_default_na=False) for p in paths]
-        found = [part[list(Expected._fields)] for part in parts]
-    except (KeyError, ValueError) as error:
+        found = [part[list(Expected._fields)].astype({"n_tiles": "int64"}) for part in parts]
+        for name in (name for part in found for name in part["slide_id"]):
+            check_slide_id(name)
+    except (KeyError, ValueError, TypeError, OverflowError, ManifestError) as error:
         raise StoreError(f"{root} holds a summary that is not one of `pathokd embed`: {error}.") from error
     if not found:
         return pd.DataFrame(columns=list(Expected._fields))
@@ -102,13 +106,13 @@ def _verify(root: Path, row: Expected, shared: dict[str, Any]) -> Verdict:
         return Verdict(row.slide_id, "missing", 0, 0, f"{path} is not there: run `pathokd embed` again.")
     try:
         found = read_embeddings(path)
-    except (StoreError, OSError, KeyError, ValueError) as error:
+    except StoreError as error:
         return Verdict(row.slide_id, "damaged", 0, 0, str(error))
     flagged = len(found.flag) - int(found.good.sum())
     trouble = _unsound(found, None if row.n_tiles is None else int(row.n_tiles))
     if trouble:
         return Verdict(row.slide_id, "damaged", len(found.flag), flagged, trouble)
-    settings = found.header["settings"]
+    settings = found.header.get("settings", {})
     if not shared:
         shared.update(settings)
     message = differs(settings, shared)
@@ -133,11 +137,13 @@ def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:
         return f"{bad} good tiles have features that are not finite."
     if not np.isnan(found.features[~good]).all():
         return "flagged tiles have features."
-    settings = found.header["settings"]
+    settings = found.header.get("settings", {})
     original = np.where(found.flag == UNREADABLE, "", found.flag)
     tiles = fingerprint([found.coords[:, 0].tolist(), found.coords[:, 1].tolist(), original.tolist()])
     if tiles != settings.get("tiles"):
         return "the coordinates are not those the header was written for."
     if found.features_attrs.get("weights_sha256") != settings.get("weights_sha256"):
         return "header and attributes name different weights."
+    if found.checksum and found.checksum != checksum_of(found):
+        return "its bytes are not those that were written (checksum): the disk or a copy spoilt it, embed it again."
     return ""

@@ -1,7 +1,7 @@
 """Any network that gives one vector per image, with its own preprocessing: encoders that no card describes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,11 +70,11 @@ class VectorEncoder(nn.Module):
             )
         return state_sha256(state)
 
-    def prepare(self, images: npt.NDArray[np.uint8]) -> Tensor:
+    def prepare(self, images: Iterable[npt.NDArray[np.uint8]]) -> Tensor:
         """Pictures as the network takes them.
 
         Args:
-            images: uint8 RGB, shape (n, height, width, 3).
+            images: uint8 RGB, each (height, width, 3).
 
         Returns:
             What the transform made of each, stacked.

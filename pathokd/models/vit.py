@@ -69,7 +69,17 @@ class Encoder(nn.Module):
             ValueError: a size the model cannot take.
             TypeError: neither uint8 nor float.
         """
-        pixels = self.preprocess(images)
+        return self.encode(self.preprocess(images))
+
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Features:
+        """The part of `forward` after `preprocess`, for callers that do the two apart.
+
+        Args:
+            pixels: what `preprocess` returned.
+
+        Returns:
+            As `forward`.
+        """
         height, width = pixels.shape[-2:]
         tokens = self.model.forward_features(pixels)
         grid = (height // self.card.patch_px, width // self.card.patch_px)

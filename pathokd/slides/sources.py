@@ -3,6 +3,7 @@
 import csv
 import glob
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ ALIASES = {
     "mpp": ("mpp", "spacing_at_level_0", "mpp_level0"),
 }
 """CSV column names that other tools use for the same thing, in order of preference."""
+
+LONGEST_ID = 200
+"""Bytes of a slide_id: file systems take names of 255, and temporary names add an ending."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
 
 
 def _expand(item: str | Path) -> Iterable[SlideSource]:
-    path = Path(item).expanduser()
+    path = _expanded(item)
     if path.is_dir():
         return _from_files(sorted(p for p in path.rglob("*") if _is_slide(p, path)))
     if path.is_file():
@@ -101,14 +105,17 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
     need not exist yet: a missing one becomes a failed row of the run.
 
     Raises:
-        ManifestError: no path column, an empty path, an mpp that is no number, or a column that a manifest
+        ManifestError: not UTF-8, no path column, an empty path, an mpp that is no number, or a column that a manifest
             reserves.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or []]
+            reader.fieldnames = header
+            rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path} is no table in UTF-8 ({error}): save it as a CSV in UTF-8.") from error
     columns = {field: next((a for a in names if a in header), None) for field, names in ALIASES.items()}
     if columns["path"] is None:
         raise ManifestError(
@@ -144,15 +151,23 @@ def _csv_row(
 
 
 def _beside(csv_path: Path, name: str) -> Path:
-    return (csv_path.absolute().parent / Path(name).expanduser()).absolute()
+    return (csv_path.absolute().parent / _expanded(name)).absolute()
+
+
+def _expanded(name: str | Path) -> Path:
+    """With the home folder for `~`; a name such as `~7.svs`, which is nobody's home, stays as it is."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def _with_unique_ids(sources: list[SlideSource]) -> list[SlideSource]:
     """Fill in ids. They become file names, also on disks that ignore case, so they are compared without
     it."""
     for source in sources:
-        if "/" in source.slide_id or "\\" in source.slide_id or source.slide_id.startswith("."):
-            raise ManifestError(f"slide_id {source.slide_id!r} cannot name a file: leave out slashes and leading dots.")
+        if source.slide_id:
+            check_slide_id(source.slide_id)
     given = Counter(s.slide_id.casefold() for s in sources if s.slide_id)
     for name, count in given.items():
         if count > 1:
@@ -163,10 +178,39 @@ def _with_unique_ids(sources: list[SlideSource]) -> list[SlideSource]:
     named = []
     for source in sources:
         name = source.slide_id or _stem(source.path)
-        if not source.slide_id and (stems[name.casefold()] > 1 or name.casefold() in given):
-            name = f"{name}-{hashlib.sha256(str(source.path).encode()).hexdigest()[:8]}"
+        if not source.slide_id:
+            digest = hashlib.sha256(str(source.path).encode(errors="surrogateescape")).hexdigest()[:8]
+            if len(name.encode(errors="replace")) > LONGEST_ID:
+                name = f"{name[: LONGEST_ID // 4]}-{digest}"
+            elif stems[name.casefold()] > 1 or name.casefold() in given:
+                name = f"{name}-{digest}"
+            _check_path(source.path, name)
         named.append(SlideSource(name, source.path, source.mpp, source.metadata))
     return named
+
+
+def _check_path(path: Path, name: str) -> None:
+    """Raise ManifestError, naming the file, if its name cannot become an id or be written into a table."""
+    try:
+        str(path).encode()
+        check_slide_id(name)
+    except (UnicodeEncodeError, ManifestError) as error:
+        raise ManifestError(f"{str(path)!r} cannot be listed ({error}); rename it.") from error
+
+
+def check_slide_id(slide_id: str) -> None:
+    """Raise ManifestError if `slide_id` cannot name a file, or would name one in another folder."""
+    try:
+        too_long = len(slide_id.encode()) > LONGEST_ID
+    except UnicodeEncodeError as error:
+        raise ManifestError(f"slide_id {slide_id!r} holds bytes that are no UTF-8: rename the slide.") from error
+    odd = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in slide_id)
+    if not slide_id or slide_id.startswith(".") or odd or "/" in slide_id or "\\" in slide_id:
+        raise ManifestError(
+            f"slide_id {slide_id!r} cannot name a file: leave out slashes, leading dots and control characters."
+        )
+    if too_long:
+        raise ManifestError(f"slide_id {slide_id[:20]!r}... is longer than {LONGEST_ID} bytes: shorten it.")
 
 
 def _stem(path: Path) -> str:

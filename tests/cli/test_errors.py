@@ -139,6 +139,27 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert not (tiny_disk / "packed/index.parquet").exists()
 
 
+def test_embedding_onto_a_full_disk_stops_with_one_sentence(
+    slides: Path, tiny_disk: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first slide that does not fit ends the run: embedding the others would be for nothing."""
+    tiles, out = tmp_path / "tiles", tiny_disk / "out"
+    (slides / "second.tif").write_bytes((slides / "good.tif").read_bytes())
+    said(["tile", slides / "*d.tif", "--out", tiles, "--tile-px", 64, "--stride", 8], capsys)
+    assert len(pd.read_parquet(tiles / "manifest.parquet")) > 4000
+    code, text = said(["embed", tiny_teacher, tiles, "--out", out], capsys)
+    assert code == 1
+    sentences = [line for line in text.splitlines() if line.startswith("pathokd embed:")]
+    assert len(sentences) == 1
+    assert "No space left on device" in sentences[0]
+    assert "good.h5" in sentences[0]
+    assert "Traceback" not in text
+    assert not list(tiny_disk.rglob("*.part"))
+    assert not list(tiny_disk.rglob("*.h5"))
+    shutil.rmtree(out)
+    assert said(["embed", tiny_teacher, tiles, "--out", tmp_path / "roomy"], capsys)[0] == 0
+
+
 def test_words_as_a_shell_gives_them() -> None:
     def verb(sources: list[str], *, tile_px: int = 1, stain: list[str] = [], overwrite: bool = False) -> None:  # noqa: B006
         del sources, tile_px, stain, overwrite

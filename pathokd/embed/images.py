@@ -1,0 +1,78 @@
+"""Images as they come, made into batches on a device."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pathokd.augment.images import read_image
+from pathokd.types import Rgb
+
+Images: TypeAlias = npt.NDArray[np.uint8] | Tensor | Sequence["Rgb | Image.Image | Tensor | str | Path"]
+"""uint8 RGB: an array (n, height, width, 3), a tensor (n, 3, height, width), or a sequence of images, each an array
+(height, width, 3), a PIL image, a tensor (3, height, width) or the path of a picture."""
+Batch: TypeAlias = Sequence[Rgb] | npt.NDArray[np.uint8]
+"""Images of one size: arrays (height, width, 3), or one array (n, height, width, 3)."""
+
+
+def in_batches(images: Images, batch_size: int) -> Iterator[list[Rgb]]:
+    """At most `batch_size` images of one size at a time, order kept.
+
+    Raises:
+        ValueError: An image is not uint8 RGB.
+        StoreError: A path leads to no picture.
+    """
+    for _, same in itertools.groupby(map(as_rgb, images), key=np.shape):
+        while run := list(itertools.islice(same, batch_size)):
+            yield run
+
+
+def as_rgb(image: object) -> Rgb:
+    """One image as an array (height, width, 3), whatever it came as."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        what = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"each image should be uint8 RGB, (height, width, 3), or a picture, got {what}.")
+    return image
+
+
+def to_device(images: Batch, device: torch.device, rows: int | None = None) -> Tensor:
+    """One uint8 tensor (n, 3, height, width) on the device, by one copy of whole pixels.
+
+    Channels stay last in memory: the host would need longer to move them than to stack the images, and the patch
+    embedding takes them either way. For CUDA the images are stacked in pinned memory and the copy is not waited for.
+
+    Args:
+        images: One size.
+        device: Where to.
+        rows: Fill up with black images to so many, for models compiled for one batch size.
+
+    Raises:
+        ValueError: The images are not uint8 RGB of one size.
+    """
+    first = np.asarray(images[0])
+    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[-1] != 3:
+        raise ValueError(
+            "images should be uint8 RGB of shape (n, height, width, 3), "
+            f"got {first.dtype} {(len(images), *first.shape)}."
+        )
+    missing = max(0, (rows or 0) - len(images))
+    pinned = device.type == "cuda"
+    if isinstance(images, np.ndarray) and not missing and not pinned:
+        batch = torch.from_numpy(np.ascontiguousarray(images))
+    else:
+        batch = torch.empty((len(images) + missing, *first.shape), dtype=torch.uint8, pin_memory=pinned)
+        np.stack(list(images), out=batch.numpy()[: len(images)])
+        batch[len(images) :] = 0
+    return batch.to(device, non_blocking=pinned).permute(0, 3, 1, 2)
