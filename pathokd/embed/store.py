@@ -27,7 +27,8 @@ from pathokd.types import FloatArray, IntArray, Mask
 SCHEMA = "embeddings/1"
 StoredDtype = Literal["fp16", "fp32"]
 _DTYPES: dict[StoredDtype, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
-_HEADER_KEY, _CHECKSUM_KEY = "pathokd", "sha256"
+_HEADER_KEY = "pathokd"
+_SEAL = b"pathokd-sha256:"
 _ARRAYS = ("features", "coords", "flag", "tissue_fraction")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -46,8 +47,6 @@ class SlideEmbeddings(NamedTuple):
     coords_attrs: dict[str, Any]
     features_attrs: dict[str, Any]
     header: Header
-    checksum: str = ""
-    """What `checksum_of` gave when the file was written; empty in files of versions before."""
 
     @property
     def good(self) -> Mask:
@@ -107,18 +106,22 @@ def write_embeddings(
         file.create_dataset("flag", data=stored.flag, dtype=h5py.string_dtype())
         file.create_dataset("tissue_fraction", data=stored.tissue_fraction)
         file.attrs[_HEADER_KEY] = json.dumps(header)
-        file.attrs[_CHECKSUM_KEY] = checksum_of(stored)
     with atomic_path(path) as part:
-        part.write_bytes(buffer.getbuffer())
+        part.write_bytes(sealed(buffer.getvalue()))
 
 
-def checksum_of(embeddings: SlideEmbeddings) -> str:
-    """SHA-256 of the arrays and the header: pages that a copy lost or a disk spoilt are told from features by it."""
-    digest = hashlib.sha256(json.dumps([embeddings.header, embeddings.flag.tolist()], sort_keys=True).encode())
-    for array in (embeddings.features, embeddings.coords, embeddings.tissue_fraction):
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+def sealed(content: bytes) -> bytes:
+    """The bytes of an HDF5 file with their SHA-256 after its end, where HDF5 does not look."""
+    return content + _SEAL + hashlib.sha256(content).digest()
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a file has every byte that was written, also where a disk put zeros in place of some.
+
+    HDF5 cannot be asked: it may read lost pages without a word, or for ever.
+    """
+    content = Path(path).read_bytes()
+    return sealed(content[: -len(_SEAL) - hashlib.sha256().digest_size]) == content
 
 
 def read_embeddings(path: str | Path) -> SlideEmbeddings:
@@ -136,7 +139,6 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
             coords_attrs=dict(file["coords"].attrs),
             features_attrs=dict(file["features"].attrs),
             header=header,
-            checksum=str(file.attrs.get(_CHECKSUM_KEY, "")),
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathokd.embed.store import SlideEmbeddings, checksum_of, read_embeddings
+from pathokd.embed.store import SlideEmbeddings, is_whole, read_embeddings
 from pathokd.embed.tiles import UNREADABLE
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import fingerprint
@@ -32,8 +32,8 @@ def verify_embeddings(folder: str | Path) -> pd.DataFrame:
     """Check a folder that `pathokd embed` wrote.
 
     Every slide of its summary must have a file that is whole, holds one row per tile in every array, finite
-    features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, the
-    checksum it was written with, and the model and tile settings of all the others. Files that the summary does not
+    features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, and the
+    model and tile settings of all the others. Files that the summary does not
     know are checked too.
 
     Args:
@@ -104,6 +104,9 @@ def _verify(root: Path, row: Expected, shared: dict[str, Any]) -> Verdict:
         return Verdict(row.slide_id, "failed", 0, 0, row.message)
     if not path.exists():
         return Verdict(row.slide_id, "missing", 0, 0, f"{path} is not there: run `pathokd embed` again.")
+    if not is_whole(path):
+        message = f"{path} is truncated, spoilt or changed since `pathokd embed` wrote it: delete it and embed again."
+        return Verdict(row.slide_id, "damaged", 0, 0, message)
     try:
         found = read_embeddings(path)
     except StoreError as error:
@@ -144,6 +147,4 @@ def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:
         return "the coordinates are not those the header was written for."
     if found.features_attrs.get("weights_sha256") != settings.get("weights_sha256"):
         return "header and attributes name different weights."
-    if found.checksum and found.checksum != checksum_of(found):
-        return "its bytes are not those that were written (checksum): the disk or a copy spoilt it, embed it again."
     return ""

@@ -9,9 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pathokd.embed import embed_slides, read_embeddings, verify_embeddings
+from pathokd.embed import embed_slides, verify_embeddings
 from pathokd.embed.jobs import LEFTOVER_S
-from pathokd.embed.store import checksum_of
 from pathokd.errors import StoreError
 from pathokd.models import Encoder
 from pathokd.slides.manifest import TileManifest
@@ -102,17 +101,15 @@ def test_every_cut_and_every_lost_page_is_noticed(encoder: Encoder, manifest: Ti
     """`verify` never accepts a partial file, be it short or of the right length with pages of zeros."""
     embed_slides(encoder, manifest, tmp_path)
     path = tmp_path / "a.h5"
-    whole, original = path.read_bytes(), checksum_of(read_embeddings(path))
+    whole = path.read_bytes()
     assert verify_embeddings(tmp_path)["status"].tolist() == ["ok"]
     for length in np.random.default_rng(0).integers(len(whole), size=40).tolist():
         path.write_bytes(whole[:length])
         assert verify_embeddings(tmp_path)["status"].tolist() == ["damaged"], length
-    lost = 0
     for start in range(0, len(whole), 512):
-        holed = whole[:start] + bytes(len(whole[start : start + 512])) + whole[start + 512 :]
-        path.write_bytes(holed)
-        if verify_embeddings(tmp_path)["status"].tolist() == ["ok"]:  # nothing that counts lay there
-            assert checksum_of(read_embeddings(path)) == original
-        else:
-            lost += 1
-    assert lost > 5
+        page = whole[start : start + 512]
+        if any(page):
+            path.write_bytes(whole[:start] + bytes(len(page)) + whole[start + 512 :])
+            assert verify_embeddings(tmp_path)["status"].tolist() == ["damaged"], start
+    path.write_bytes(whole)
+    assert verify_embeddings(tmp_path)["status"].tolist() == ["ok"]

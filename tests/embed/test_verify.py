@@ -9,6 +9,7 @@ import pytest
 
 from pathokd.cli.main import main
 from pathokd.embed import embed_slides, verify_embeddings
+from pathokd.embed.store import sealed
 from pathokd.errors import StoreError
 from pathokd.models import Encoder
 from pathokd.slides.manifest import TileManifest
@@ -50,6 +51,7 @@ def change(path: Path, name: str, row: int, value: float) -> None:
         values = file[name][:]
         values[row] = value
         file[name][...] = values
+    path.write_bytes(sealed(path.read_bytes()))  # as a program would that writes such files
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,14 @@ def test_fewer_rows_than_the_summary_says(folder: Path) -> None:
             attrs = dict(file[name].attrs)
             del file[name]
             file.create_dataset(name, data=values).attrs.update(attrs)
+    (folder / "a.h5").write_bytes(sealed((folder / "a.h5").read_bytes()))
+    found = verify_embeddings(folder).set_index("slide_id")
+    assert "rows, the summary says" in found.loc["a", "message"]
+
+
+def test_a_file_that_was_changed_since(folder: Path) -> None:
+    with h5py.File(folder / "a.h5", "r+") as file:
+        file.attrs["note"] = "mine"
     assert status(folder)["a"] == "damaged"
 
 
