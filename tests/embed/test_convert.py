@@ -266,6 +266,7 @@ def test_what_fails_is_a_row_and_the_rest_is_done(
     store(embeddings, "stranger", encoder="other")
     summary = pd.read_csv(embeddings / "summary.csv")
     lost = [{"slide_id": "gone", "status": "ok"}, {"slide_id": "sick", "status": "failed", "message": "No mpp."}]
+    lost = [{"n_tiles": 9, **row} for row in lost]
     pd.concat([summary, pd.DataFrame(lost)]).to_csv(embeddings / "summary.csv", index=False)
     args = ["export", str(embeddings), "--layout", "clam", "--out", str(tmp_path / "out")]
     assert main(args) == 1
