@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.stats import t as student_t
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from pathokd.metrics.confounded_split import Rows, cramers_v, deal_pools, sizes, split_counts, take
 from pathokd.metrics.neighbours import Labels
@@ -212,7 +213,9 @@ def fit_probe(
         with warnings.catch_warnings():
             # A weak penalty on separable classes converges slowly; stopping early is then one more regulariser.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            probe = LogisticRegression(C=C, random_state=0).fit(train_x, train_y)
+            probe = LogisticRegression(C=C, random_state=0)
+            with threadpool_limits(1):  # matrices this small are faster on one thread
+                probe.fit(train_x, train_y)
         score = cell_accuracy(validation_y, probe.predict(validation_x), np.zeros_like(validation_y))
         if score > best_score:
             best, best_score = probe, score
