@@ -49,17 +49,15 @@ def cache(
         dry_run: Say size, hours and break-even, and stop.
         overwrite: Compute anew, whatever the folder holds.
     """
-    import torch
-
     from pathokd.data.targets import TargetSpec
     from pathokd.data.wsi import open_tiles
     from pathokd.embed.targets import write_targets
     from pathokd.models import TeacherSpec, build_teacher
+    from pathokd.models.device import choose_device
 
     spec, source = TargetSpec(tokens, pca, dtype, view_px), open_tiles(tiles)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     named = TeacherSpec(teacher, precision, card=card, architecture=architecture, image_px=image_px)
-    loaded = build_teacher(named).to(where)
+    loaded = build_teacher(named).to(choose_device(device))
     if dry_run or overwrite or not (Path(out) / "header.json").is_file():
         print(_forecast(loaded, source, spec, batch_size), file=sys.stderr, flush=True)
     if dry_run:
@@ -84,7 +82,7 @@ def _forecast(teacher: "Teacher", source: "TileSource", spec: "TargetSpec", batc
     from pathokd.embed.targets import samples
 
     n, size = len(source), target_bytes(teacher, source, spec)
-    device, side = teacher.encoder.mean.device, spec.view_px or teacher.card.image_px
+    device, side = teacher.device, spec.view_px or teacher.card.image_px
     # Few tiles on a CPU, where a batch of a ViT-g takes a minute; whole batches where only they fill the device.
     images = torch.zeros(min(batch_size, 4) if device.type == "cpu" else batch_size, 3, side, side, dtype=torch.uint8)
     rate = measure_tiles_per_s(teacher, images.to(device), seconds=1.0, warmup=1)

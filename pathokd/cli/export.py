@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pathokd.cli.verbs import slides_outcome
+
 
 def export(
     run: str,
@@ -71,6 +73,4 @@ def _embeddings(
         f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides in {out}, as {layout} has them; "
         f"{flagged} flagged tiles {kept}."
     )
-    if failed:
-        print(f"{failed} of {len(summary)} slides failed: {out}/summary.csv says why.")
-    return 1 if failed and not skip_errors else 0
+    return slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)

@@ -1,5 +1,7 @@
 """`pathokd overlay`: pictures of what was embedded."""
 
+from pathokd.cli.verbs import slides_outcome
+
 
 def overlay(
     features: str, *, out: str, slides: str | None = None, overwrite: bool = False, skip_errors: bool = False
@@ -18,6 +20,4 @@ def overlay(
     summary = draw_overlays(features, out, slides=slides, overwrite=overwrite)
     failed = int((summary["status"] == "failed").sum())
     print(f"{len(summary) - failed} slides in {out}")
-    if failed:
-        print(f"{failed} of {len(summary)} slides failed: {out}/summary.csv says why.")
-    return 1 if failed and not skip_errors else 0
+    return slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)

@@ -46,11 +46,10 @@ def prototypes(
         seed: Of tiles, crops, tokens and first centroids.
         overwrite: Start over although the folder holds prototypes.
     """
-    import torch
-
     from pathokd.data.wsi import open_tiles
     from pathokd.distill.prototype_fit import PrototypeSpec, fit_prototypes
     from pathokd.distill.prototype_tokens import TokenSpec
+    from pathokd.models.device import choose_device
     from pathokd.models.teacher import TeacherSpec, build_teacher
 
     spec = PrototypeSpec(
@@ -58,9 +57,8 @@ def prototypes(
     )
     source = open_tiles(tiles)
     built = build_teacher(TeacherSpec(teacher, precision=precision, card=card))
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     results = fit_prototypes(
-        built.to(place), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
+        built.to(choose_device(device)), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
     )
     for kind, result in results.items():
         print(

@@ -55,12 +55,13 @@ def robustness(
 
     from pathokd.evaluate.paired_readers import open_pairs
     from pathokd.evaluate.robustness import RobustnessSpec, measure_robustness, read_index
+    from pathokd.models.device import choose_device
     from pathokd.report.robust_page import write_page
     from pathokd.report.robust_words import headlines
     from pathokd.report.robustness import robustness_table, write_robustness
 
     spec = RobustnessSpec(
-        tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, _torch_device(device)
+        tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, str(choose_device(device))
     )
     named = [_named(text) for text in models]
     if len({name for name, _ in named}) < len(named):
@@ -89,12 +90,6 @@ def robustness(
 def _named(text: str) -> tuple[str, str]:
     name, _, model = text.partition("=")
     return (name, model) if model else (Path(text).stem, text)
-
-
-def _torch_device(device: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _open(

@@ -86,10 +86,11 @@ def tile(
     summary = tile_slides(find_slides(slides, mpp=mpp_level0), spec, out, workers=workers, overwrite=overwrite)
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides in {out}/manifest.parquet")
-    return _outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)
+    return slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)
 
 
-def _outcome(failed: int, total: int, where: str, skip_errors: bool) -> int:
+def slides_outcome(failed: int, total: int, where: str, skip_errors: bool) -> int:
+    """Say how many slides failed, and the exit code that follows."""
     if failed:
         print(f"{failed} of {total} slides failed: {where} says why.")
     return 1 if failed and not skip_errors else 0
@@ -327,7 +328,7 @@ def embed(
     )
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides embedded in {out}")
-    return max(code, _outcome(failed, len(summary), f"{out}/summary.csv", skip_errors))
+    return max(code, slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors))
 
 
 def verify(folder: str, *, skip_errors: bool = False) -> int:

@@ -124,10 +124,9 @@ def fit_prototypes(
     write_json(work / "header.json", header)
     with Bars() as bars:
         shards = extract_tokens(teacher, source, spec.tokens, work, batch_size=batch_size, workers=workers, bars=bars)
-        device = next(teacher.encoder.parameters()).device
         heads, results = {}, {}
         for kind in KINDS:
-            heads[kind], results[kind] = _head(shards, kind, spec, device, bars)
+            heads[kind], results[kind] = _head(shards, kind, spec, teacher.device, bars)
     write_heads(folder, heads, {**header, "results": {kind: result._asdict() for kind, result in results.items()}})
     shutil.rmtree(work)
     return {str(kind): result for kind, result in results.items()}

@@ -144,7 +144,7 @@ def extract_tokens(
         rng = np.random.default_rng([spec.seed, number])
         found: dict[str, list[Tensor]] = {"cls": [], "patches": []}
         for start in range(0, len(parts[number]), batch_size):
-            features = teacher(next(loaded)["views"][CLEAN].to(_device(teacher)))
+            features = teacher(next(loaded)["views"][CLEAN].to(teacher.device))
             places = _places(rng, len(parts[number][start : start + batch_size]), features.patches.shape[1], spec)
             rows = torch.from_numpy(places).to(features.patches.device)
             found["cls"].append(features.cls.half().cpu())
@@ -157,10 +157,6 @@ def _places(rng: np.random.Generator, images: int, patches: int, spec: TokenSpec
     """Rows of the kept patch tokens among (images x patches)."""
     kept = min(spec.patches, patches)
     return np.concatenate([i * patches + np.sort(rng.permutation(patches)[:kept]) for i in range(images)])
-
-
-def _device(teacher: Teacher) -> torch.device:
-    return next(teacher.encoder.parameters()).device
 
 
 def _write(tokens: dict[str, Tensor], path: Path) -> None:

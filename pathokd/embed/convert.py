@@ -4,12 +4,13 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import pandas as pd
 
 from pathokd.embed.annotated import require_anndata
 from pathokd.embed.layouts import LAYOUTS, LayoutName, Source, stored_header
+from pathokd.embed.outcomes import Outcome, conclude
 from pathokd.embed.store import read_embeddings, read_outline
 from pathokd.embed.verify import ONE_MODEL, differs, expected_slides
 from pathokd.errors import PathokdError, StoreError
@@ -19,20 +20,6 @@ from pathokd.progress import Bars
 SCHEMA = "converted/1"
 RECORD = "export.json"
 """In the output folder: its header, and every file of it."""
-
-
-class Outcome(NamedTuple):
-    """One row of summary.csv."""
-
-    slide_id: str
-    path: str
-    """The embeddings."""
-    status: Literal["ok", "failed", "skipped"]
-    n_tiles: int
-    """Good tiles."""
-    n_flagged: int
-    seconds: float
-    message: str
 
 
 class _Job(NamedTuple):
@@ -85,13 +72,7 @@ def convert_embeddings(
     with Bars() as bars:
         for job in bars.track(jobs, "Slides", len(jobs)):
             outcomes[job.source.slide_id] = _convert(job, out, layout, job.source.slide_id in done)
-        for outcome in outcomes.values():
-            if outcome.status == "failed":
-                bars.say(f"{outcome.slide_id}: {outcome.message}")
-    summary = pd.DataFrame(list(outcomes.values()), columns=list(Outcome._fields))
-    with atomic_path(out / "summary.csv") as part:
-        summary.to_csv(part, index=False)
-    return summary
+        return conclude(outcomes.values(), out, bars)
 
 
 def _plan(root: Path, layout: LayoutName) -> tuple[list[_Job], dict[str, Outcome]]:

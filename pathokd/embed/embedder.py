@@ -20,6 +20,7 @@ from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.errors import SlideError
 from pathokd.models import READOUTS, Encoder, Features, Readout, VectorEncoder, readout_dim
 from pathokd.models import readout as read_out
+from pathokd.models.device import choose_device
 from pathokd.models.outside import Transform
 from pathokd.models.plugins import as_encoder
 from pathokd.progress import Bars
@@ -73,8 +74,7 @@ class Embedder:
             raise ValueError(f"precision should be one of {', '.join(get_args(Precision))}, got {precision!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}.")
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(name)
+        self.device = choose_device(device)
         encoder = as_encoder(model, transform)
         if isinstance(encoder, VectorEncoder) and readout != "cls":
             raise ValueError(

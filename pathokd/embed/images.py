@@ -50,8 +50,8 @@ def as_rgb(image: object) -> Rgb:
 def to_device(images: Batch, device: torch.device, rows: int | None = None) -> Tensor:
     """One uint8 tensor (n, 3, height, width) on the device, by one copy of whole pixels.
 
-    Channels stay last in memory: the host would need longer to move them than to stack the images, and the patch
-    embedding takes them either way. For CUDA the images are stacked in pinned memory and the copy is not waited for.
+    Channels stay last in memory, since the patch embedding takes them either way. For CUDA the images are stacked in
+    pinned memory and the copy is not waited for.
 
     Args:
         images: One size.

@@ -89,22 +89,14 @@ def write_embeddings(
     if features.ndim != 2 or not all(shapes.values()):
         wrong = [name for name, fits in shapes.items() if not fits] or ["features"]
         raise ValueError(f"each array should have one row per tile ({n}); look at {', '.join(wrong)}.")
-    stored = SlideEmbeddings(
-        _cast(features, dtype, Path(path)),
-        coords.astype(np.int64),
-        flag.astype(object),
-        tissue_fraction.astype(np.float32),
-        dict(coords_attrs),
-        dict(features_attrs),
-        dict(header),
-    )
+    stored = _cast(features, dtype, Path(path))
     # HDF5 reports a full disk without an errno and may do so on close, so the file is made in memory first.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
-        file.create_dataset("features", data=stored.features).attrs.update(features_attrs)
-        file.create_dataset("coords", data=stored.coords).attrs.update(coords_attrs)
-        file.create_dataset("flag", data=stored.flag, dtype=h5py.string_dtype())
-        file.create_dataset("tissue_fraction", data=stored.tissue_fraction)
+        file.create_dataset("features", data=stored).attrs.update(features_attrs)
+        file.create_dataset("coords", data=coords.astype(np.int64)).attrs.update(coords_attrs)
+        file.create_dataset("flag", data=flag.astype(object), dtype=h5py.string_dtype())
+        file.create_dataset("tissue_fraction", data=tissue_fraction.astype(np.float32))
         file.attrs[_HEADER_KEY] = json.dumps(header)
     with atomic_path(path) as part:
         part.write_bytes(sealed(buffer.getvalue()))
@@ -130,16 +122,7 @@ def read_embeddings(path: str | Path) -> SlideEmbeddings:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    with _opened(Path(path)) as (file, header):
-        return SlideEmbeddings(
-            features=file["features"][:],
-            coords=file["coords"][:],
-            flag=file["flag"].asstr()[:],
-            tissue_fraction=file["tissue_fraction"][:],
-            coords_attrs=dict(file["coords"].attrs),
-            features_attrs=dict(file["features"].attrs),
-            header=header,
-        )
+    return _read(path, slice(None))
 
 
 def read_outline(path: str | Path) -> SlideEmbeddings:
@@ -148,9 +131,14 @@ def read_outline(path: str | Path) -> SlideEmbeddings:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
+    return _read(path, slice(0))
+
+
+def _read(path: str | Path, columns: slice) -> SlideEmbeddings:
+    """A file with the given columns of its features."""
     with _opened(Path(path)) as (file, header):
         return SlideEmbeddings(
-            features=np.empty((file["features"].shape[0], 0), np.float32),
+            features=file["features"][:, columns],
             coords=file["coords"][:],
             flag=file["flag"].asstr()[:],
             tissue_fraction=file["tissue_fraction"][:],

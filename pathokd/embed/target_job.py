@@ -56,7 +56,7 @@ class TargetJob:
         own_grid = teacher_grid(teacher, spec)
         self.grid = spec.grid(own_grid)
         self.arrays = layout(spec, teacher.embed_dim, own_grid)
-        self.device = teacher.encoder.mean.device
+        self.device = teacher.device
         self._keys = source.index["key"].to_list()
         self.header = self._header()
 

@@ -153,9 +153,7 @@ def _sampled_codecs(job: TargetJob, parts: Path, bars: Bars) -> Codecs:
                 for kind, moment in moments.items():
                     moment.update(tokens[kind])
         fitted = {kind: fit_codec(spec.dtype, moment, components[kind]) for kind, moment in moments.items()}
-        _save(
-            {f"{kind}.{name}": value for kind, codec in fitted.items() for name, value in codec.tensors().items()}, path
-        )
+        _save(_named(fitted), path)
     stored = {name: value.numpy() for name, value in load_file(path).items()}
     return {kind: codec.to(job.device) for kind, codec in _codecs(spec.dtype, stored).items()}
 

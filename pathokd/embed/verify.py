@@ -33,8 +33,7 @@ def verify_embeddings(folder: str | Path) -> pd.DataFrame:
 
     Every slide of its summary must have a file that is whole, holds one row per tile in every array, finite
     features for good tiles and none for flagged ones, coordinates that match the fingerprint in its header, and the
-    model and tile settings of all the others. Files that the summary does not
-    know are checked too.
+    model and tile settings of all the others. Files that the summary does not know are checked too.
 
     Args:
         folder: The folder.

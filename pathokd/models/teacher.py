@@ -101,6 +101,11 @@ class Teacher(nn.Module):
         return self.encoder.card
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.encoder.mean.device
+
+    @property
     def embed_dim(self) -> int:
         """Width of a token."""
         return self.encoder.embed_dim

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from pathokd.embed.colours import ColourSpace, fit_colours
+from pathokd.embed.outcomes import Outcome, conclude
 from pathokd.embed.painting import paint_tiles
 from pathokd.embed.store import SlideEmbeddings, read_embeddings, read_header
 from pathokd.embed.verify import Expected, differs, expected_slides
@@ -31,19 +32,6 @@ SCHEMA = "overlay/1"
 PICTURE_MAX_PX = 1200
 """Longest side of a picture on the sheet."""
 QUALITY = 90
-
-
-class Outcome(NamedTuple):
-    """One row of summary.csv."""
-
-    slide_id: str
-    path: str
-    """The slide as found."""
-    status: Literal["ok", "failed", "skipped"]
-    n_tiles: int
-    n_flagged: int
-    seconds: float
-    message: str
 
 
 class _Job(NamedTuple):
@@ -85,13 +73,7 @@ def draw_overlays(
         space = _colours([job.features for job in jobs], bars) if todo else None
         for job in bars.track(jobs, "Slides", len(jobs)):
             outcomes[job.row.slide_id] = _draw(job, space, moved, len(jobs))
-        for outcome in outcomes.values():
-            if outcome.status == "failed":
-                bars.say(f"{outcome.slide_id}: {outcome.message}")
-    summary = pd.DataFrame(list(outcomes.values()), columns=list(Outcome._fields))
-    with atomic_path(out / "summary.csv") as part:
-        summary.to_csv(part, index=False)
-    return summary
+        return conclude(outcomes.values(), out, bars)
 
 
 def _plan(given: Path, out: Path, overwrite: bool) -> tuple[list[_Job], dict[str, Outcome]]:

@@ -1,6 +1,7 @@
 """What several figures share: lines over a column with their intervals, legends, words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,11 @@ def lines(ax: Axes, table: pd.DataFrame, x: str, models: Sequence[str], y: str =
             label=model,
         )
     ax.grid(axis="y")
+
+
+def dots(ax: Axes, part: pd.DataFrame, y: Sequence[float] | FloatArray, **how: Any) -> None:
+    """Values as markers at heights `y`, with bars for intervals; `how` as matplotlib's `errorbar`."""
+    ax.errorbar(part["value"], y, xerr=bars(part), lw=0, **how)
 
 
 def bars(part: pd.DataFrame, y: str = "value") -> FloatArray:

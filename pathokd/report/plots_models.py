@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import bars, legend
+from pathokd.report.plot_parts import dots, legend
 from pathokd.report.style import INK, colours, figure, markers, styled
 
 
@@ -30,17 +30,10 @@ def forest(differences: pd.DataFrame, wanted: Mapping[tuple[str, str], str], ref
                     (differences["name"] == key[0]) & (differences["group"] == key[1]) & (differences["model"] == model)
                 ]
                 y = line + 0.22 * (number - (len(models) - 1) / 2)
-                ax.errorbar(
-                    part["value"],
-                    [y] * len(part),
-                    xerr=bars(part),
-                    color=colour[model],
-                    marker=marker[model],
-                    ms=5,
-                    lw=0,
-                    elinewidth=1.6,
+                dots(
+                    ax, part, [y] * len(part), color=colour[model], marker=marker[model], ms=5, elinewidth=1.6,
                     label=model if line == 0 else None,
-                )
+                )  # fmt: skip
         ax.axvline(0, color=INK, lw=1)
         ax.set_yticks(range(len(keys)), [wanted[key].lstrip("-") for key in keys])
         ax.invert_yaxis()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import bars, legend, lines, word
+from pathokd.report.plot_parts import dots, legend, lines, word
 from pathokd.report.style import INK, colours, figure, grid, markers, styled
 
 
@@ -31,17 +31,10 @@ def predictability(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
             for number, model in enumerate(models):
                 part = table[(table["name"] == name) & (table["model"] == model)]
                 y = line + 0.22 * (number - (len(models) - 1) / 2)
-                ax.errorbar(
-                    part["value"],
-                    [y] * len(part),
-                    xerr=bars(part),
-                    color=colour[model],
-                    marker=marker[model],
-                    ms=6,
-                    lw=0,
-                    elinewidth=1.6,
+                dots(
+                    ax, part, [y] * len(part), color=colour[model], marker=marker[model], ms=6, elinewidth=1.6,
                     label=model if line == 0 else None,
-                )
+                )  # fmt: skip
         ax.set_yticks(range(len(names)), [word(name.removesuffix("_predictability")) for name in names])
         ax.set(xlim=(0, 1.03), ylim=(len(names) - 0.4, -0.7), xlabel="balanced accuracy of a probe; left is robust")
         ax.grid(axis="x")
@@ -89,8 +82,7 @@ def transfer(table: pd.DataFrame, condition: str, models: Sequence[str]) -> Figu
             ax.set_title(title, loc="left")
             ax.set_xlabel(f"tested under this {condition}")
             ax.grid(axis="y")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower center", ncols=min(3, len(models)), fontsize=8)
+        legend(made, axes[0][0], min(3, len(models)))
         return made
 
 
@@ -163,10 +155,7 @@ def turns(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
             for number, model in enumerate(models):
                 part = table[table["model"] == model]
                 y = np.array([groups.index(g) for g in part["group"]]) + 0.2 * (number - (len(models) - 1) / 2)
-                ax.errorbar(
-                    part["value"], y, xerr=bars(part), color=colour[model], marker=marker[model], ms=5, lw=0,
-                    elinewidth=1.2, label=model,
-                )  # fmt: skip
+                dots(ax, part, y, color=colour[model], marker=marker[model], ms=5, elinewidth=1.2, label=model)
             ax.set_yticks(range(len(groups)), groups if ax is axes[0][0] else [""] * len(groups))
             ax.invert_yaxis()
             ax.set_xlim(right=1 + 0.03 * (1 - float(table["low"].min())) + 1e-3)

@@ -15,12 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathokd.data.pack import pack_tiles
+from pathokd.data.packed import PackedTiles
 from pathokd.files import write_json
+from pathokd.slides.manifest import TileManifest, TileSpec
+from pathokd.slides.sources import find_slides
+from pathokd.slides.tile import tile_slides
 
 CONTENDERS = Path(__file__).parent / "contenders"
 REAL_SLIDE = "wsi_cmu1/CMU-1_section2_20x.tif"
 PACKAGES = ("pathokd", "torch", "timm", "lightning", "openslide-python", "openslide-bin", "opencv-python-headless")
 
+Contender = Callable[[int], dict[str, Any]]
 Run = Callable[[Sequence[str], Path], dict[str, Any]]
 Publish = Callable[[str, dict[str, Any], str], None]
 
@@ -98,6 +104,38 @@ def run_script(run_contender: Run) -> Callable[[str, dict[str, Any], Path], dict
         path = folder / f"{name}.job.json"
         write_json(path, {**job, "out": str(out)})
         return run_contender([sys.executable, str(CONTENDERS / f"{name}.py"), str(path)], out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cut_tiles() -> Callable[[Path, Path, TileSpec, int], PackedTiles]:
+    """Cut a slide into FOLDER/tiles, pack the first tiles in FOLDER/packed, and decode those into FOLDER/tiles.npy."""
+
+    def cut(slide: Path, folder: Path, spec: TileSpec, n: int) -> PackedTiles:
+        tile_slides(find_slides(str(slide)), spec, folder / "tiles")
+        manifest = TileManifest.read(folder / "tiles" / "manifest.parquet")
+        TileManifest(manifest.frame.head(n), manifest.spec).write(folder / "some" / "manifest.parquet")
+        pack_tiles(folder / "some", folder / "packed")
+        packed = PackedTiles(folder / "packed")
+        np.save(folder / "tiles.npy", np.stack([packed.read(row) for row in range(len(packed))]))
+        return packed
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def in_rounds() -> Callable[[dict[str, Contender], int], dict[str, list[dict[str, Any]]]]:
+    """Run every contender once a round, in rotating order; each is told the round."""
+
+    def run(contenders: dict[str, Contender], rounds: int) -> dict[str, list[dict[str, Any]]]:
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+        names = list(contenders)
+        for attempt in range(rounds):
+            shift = attempt % len(names)
+            for name in [*names[shift:], *names[:shift]]:
+                runs[name].append(contenders[name](attempt))
+        return runs
 
     return run
 

@@ -12,19 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
 from pathokd.cli.main import main
-from pathokd.data.pack import pack_tiles
-from pathokd.data.packed import PackedTiles
 from pathokd.files import write_json
-from pathokd.slides.manifest import TileManifest, TileSpec
-from pathokd.slides.sources import find_slides
-from pathokd.slides.tile import tile_slides
+from pathokd.slides.manifest import TileSpec
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3 * 3600)]
 
@@ -49,16 +44,11 @@ LABELS = {
 
 
 @pytest.fixture(scope="module")
-def work(bench_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def work(bench_slide: Path, cut_tiles: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same tiles packed and decoded, and a teacher with random weights for ViT-S."""
     folder = tmp_path_factory.mktemp("cached")
-    tile_slides(find_slides(str(bench_slide)), TileSpec(), folder / "tiles")
-    manifest = TileManifest.read(folder / "tiles" / "manifest.parquet")
-    assert len(manifest.frame) >= TILES, f"the slide has {len(manifest.frame)} tiles, set PATHOKD_BENCH_TILES lower"
-    TileManifest(manifest.frame.head(TILES), manifest.spec).write(folder / "some" / "manifest.parquet")
-    pack_tiles(folder / "some", folder / "packed")
-    packed = PackedTiles(folder / "packed")
-    np.save(folder / "tiles.npy", np.stack([packed.read(row) for row in range(TILES)]))
+    packed = cut_tiles(bench_slide, folder, TileSpec(), TILES)
+    assert len(packed) == TILES, f"the slide has {len(packed)} tiles, set PATHOKD_BENCH_TILES lower"
     torch.manual_seed(1)
     save_file(timm.create_model("vit_small_patch16_224", num_classes=0).state_dict(), folder / "vits.safetensors")
     teachers = {
@@ -114,7 +104,7 @@ def tiles_per_s(facts: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_stored_targets_train_at_the_students_own_speed(
-    pair: str, work: dict[str, Any], run_contender: Any, run_script: Any, publish: Any, markdown: Any
+    pair: str, work: dict[str, Any], run_contender: Any, run_script: Any, in_rounds: Any, publish: Any, markdown: Any
 ) -> None:
     folder: Path = work["folder"]
     job = {
@@ -129,12 +119,8 @@ def test_stored_targets_train_at_the_students_own_speed(
         "online": lambda attempt: run_fit(work, run_contender, pair, attempt, cached=False),
         "cached": lambda attempt: run_fit(work, run_contender, pair, attempt, cached=True),
     }
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    runs = in_rounds(contenders, ROUNDS)
     names = list(contenders)
-    for attempt in range(ROUNDS):
-        shift = attempt % len(names)
-        for name in [*names[shift:], *names[:shift]]:
-            runs[name].append(contenders[name](attempt))
 
     speeds = {name: [tiles_per_s(facts) for facts in rounds] for name, rounds in runs.items()}
     ratios = {name: [c / s for c, s in zip(speeds["cached"], speeds[name], strict=True)] for name in names}

@@ -11,15 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pathokd.data.pack import pack_tiles
-from pathokd.data.packed import PackedTiles
 from pathokd.files import write_json
-from pathokd.slides.manifest import TileManifest, TileSpec
-from pathokd.slides.sources import find_slides
-from pathokd.slides.tile import tile_slides
+from pathokd.slides.manifest import TileSpec
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(2 * 3600)]
 
@@ -33,33 +28,26 @@ PEERS = {"lazyslide": "PATHOKD_LAZYSLIDE_PYTHON", "hs2p": "PATHOKD_HS2P_PYTHON"}
 
 
 @pytest.fixture(scope="module")
-def work(bench_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def work(bench_slide: Path, cut_tiles: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The tiles of the slide; some of them also decoded."""
     folder = tmp_path_factory.mktemp("embedding")
-    tile_slides(find_slides(str(bench_slide)), TileSpec(mpp=MPP), folder / "tiles")
-    manifest = TileManifest.read(folder / "tiles" / "manifest.parquet")
-    TileManifest(manifest.frame.head(TILES), manifest.spec).write(folder / "some" / "manifest.parquet")
-    pack_tiles(folder / "some", folder / "packed")
-    packed = PackedTiles(folder / "packed")
-    np.save(folder / "tiles.npy", np.stack([packed.read(row) for row in range(len(packed))]))
+    packed = cut_tiles(bench_slide, folder, TileSpec(mpp=MPP), TILES)
     packed.close()
     job = {"mpp": MPP, "batch_size": BATCH_SIZE, "workers": WORKERS, "width": WIDTH, "slide": str(bench_slide)}
     return {"folder": folder, "job": job, "slide": bench_slide}
 
 
-def rounds(contenders: dict[str, Callable[[], dict[str, Any]]], slide: Path) -> dict[str, list[dict[str, Any]]]:
-    """Every contender once a round, in rotating order, the slide out of the page cache."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for attempt in range(ROUNDS):
-        shift = attempt % len(names)
-        for name in [*names[shift:], *names[:shift]]:
-            handle = os.open(slide, os.O_RDONLY)
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(handle)
-            runs[name].append({**contenders[name](), "load_average": os.getloadavg()[0]})
-    return runs
+def cold(run: Callable[[], dict[str, Any]], slide: Path) -> Callable[[int], dict[str, Any]]:
+    """A contender that finds the slide out of the page cache, and notes how busy the machine is."""
+
+    def contender(attempt: int) -> dict[str, Any]:
+        handle = os.open(slide, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+        return {**run(), "load_average": os.getloadavg()[0]}
+
+    return contender
 
 
 def report(
@@ -86,7 +74,7 @@ def report(
 
 
 def test_the_pipeline_around_the_model(
-    work: dict[str, Any], run_contender: Any, run_script: Any, publish: Any, markdown: Any
+    work: dict[str, Any], run_contender: Any, run_script: Any, in_rounds: Any, publish: Any, markdown: Any
 ) -> None:
     """At least 1.5 times the tiles per second of the fastest peer, all with an encoder that returns a constant."""
     found = {name: os.environ[variable] for name, variable in PEERS.items() if os.environ.get(variable)}
@@ -110,7 +98,7 @@ def test_the_pipeline_around_the_model(
         "lazyslide": f"LazySlide `feature_extraction`, {WORKERS} workers",
         "hs2p": "hs2p's stream of tiles, one thread, HDF5 written",
     }
-    runs = rounds(contenders, work["slide"])
+    runs = in_rounds({name: cold(run, work["slide"]) for name, run in contenders.items()}, ROUNDS)
     title = f"Embedding with a constant encoder: {work['slide'].name}, 224 px at {MPP} um/px, batch {BATCH_SIZE}"
     left_out = [f"{name} left out ({PEERS[name]} is not set)" for name in PEERS if name not in found]
     ratios = report(runs, labels, "; ".join([title, *left_out]), publish, markdown, "embedding_null")
@@ -118,7 +106,7 @@ def test_the_pipeline_around_the_model(
     assert min(median(ratios[name]) for name in found) >= 1.5
 
 
-def test_with_a_vit_s(work: dict[str, Any], run_script: Any, publish: Any, markdown: Any) -> None:
+def test_with_a_vit_s(work: dict[str, Any], run_script: Any, in_rounds: Any, publish: Any, markdown: Any) -> None:
     """At least 0.95 of the speed of forward passes alone, with reading and writing included."""
     folder, architecture = work["folder"], "vit_small_patch16_224"
     job = {**work["job"], "encoder": architecture, "manifest": str(folder / "some/manifest.parquet")}
@@ -130,7 +118,7 @@ def test_with_a_vit_s(work: dict[str, Any], run_script: Any, publish: Any, markd
         "ours": f"`embed_slides`, {WORKERS} threads, HDF5 written",
         "bare": "bare loop of forward passes over decoded tiles",
     }
-    runs = rounds(contenders, work["slide"])
+    runs = in_rounds({name: cold(run, work["slide"]) for name, run in contenders.items()}, ROUNDS)
     title = f"Embedding with {architecture}, fp32: {work['slide'].name}, batch {BATCH_SIZE}"
     ratios = report(runs, labels, title, publish, markdown, "embedding_vits")
     assert runs["ours"][0]["tiles"] == runs["bare"][0]["tiles"]

@@ -12,18 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from pathokd.data.pack import pack_tiles
-from pathokd.data.packed import PackedTiles
 from pathokd.files import write_json
-from pathokd.slides.manifest import TileManifest, TileSpec
-from pathokd.slides.sources import find_slides
-from pathokd.slides.tile import tile_slides
+from pathokd.slides.manifest import TileSpec
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3 * 3600)]
 
@@ -42,16 +37,11 @@ LABELS = {
 
 
 @pytest.fixture(scope="module")
-def work(bench_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def work(bench_slide: Path, cut_tiles: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same tiles packed, decoded and as files; one teacher with random weights in two formats."""
     folder = tmp_path_factory.mktemp("training")
-    tile_slides(find_slides(str(bench_slide)), TileSpec(), folder / "tiles")
-    manifest = TileManifest.read(folder / "tiles" / "manifest.parquet")
-    assert len(manifest.frame) >= TILES, f"the slide has {len(manifest.frame)} tiles, set PATHOKD_BENCH_TILES lower"
-    TileManifest(manifest.frame.head(TILES), manifest.spec).write(folder / "some" / "manifest.parquet")
-    pack_tiles(folder / "some", folder / "packed")
-    packed = PackedTiles(folder / "packed")
-    np.save(folder / "tiles.npy", np.stack([packed.read(row) for row in range(TILES)]))
+    packed = cut_tiles(bench_slide, folder, TileSpec(), TILES)
+    assert len(packed) == TILES, f"the slide has {len(packed)} tiles, set PATHOKD_BENCH_TILES lower"
     (folder / "files").mkdir()
     for row in range(TILES):
         (folder / "files" / f"{row:05d}.jpg").write_bytes(packed.read_encoded(row))
@@ -153,7 +143,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]
 
 
 def test_fit_keeps_nine_tenths_of_a_bare_loop(
-    work: dict[str, Any], run_contender: Any, run_script: Any, publish: Any, markdown: Any
+    work: dict[str, Any], run_contender: Any, run_script: Any, in_rounds: Any, publish: Any, markdown: Any
 ) -> None:
     job, folder = work["job"], work["folder"]
     contenders: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -168,12 +158,7 @@ def test_fit_keeps_nine_tenths_of_a_bare_loop(
         contenders["lightly"] = lambda attempt: run_lightly(work, run_contender, Path(binary))
     else:
         notes.append("lightly-train left out: LIGHTLY_TRAIN_BIN does not name its executable (see README.md).")
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for attempt in range(ROUNDS):
-        shift = attempt % len(names)
-        for name in [*names[shift:], *names[:shift]]:
-            runs[name].append(contenders[name](attempt))
+    runs = in_rounds(contenders, ROUNDS)
 
     figures = summarise(runs)
     header = ["contender", "tiles/s, median (range)", "ratio to bare loop", "`fit` over this", "whole command, s"]
