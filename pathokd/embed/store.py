@@ -29,6 +29,7 @@ StoredDtype = Literal["fp16", "fp32"]
 _DTYPES: dict[StoredDtype, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
 _HEADER_KEY = "pathokd"
 _SEAL = b"pathokd-sha256:"
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
 _ARRAYS = ("features", "coords", "flag", "tissue_fraction")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -95,9 +96,12 @@ def write_embeddings(
     with h5py.File(buffer, "w") as file:
         file.create_dataset("features", data=stored).attrs.update(features_attrs)
         file.create_dataset("coords", data=coords.astype(np.int64)).attrs.update(coords_attrs)
-        file.create_dataset("flag", data=flag.astype(object), dtype=h5py.string_dtype())
+        # Strings of fixed length, also for the header: HDF5 reads a damaged heap, where others are kept, for ever.
+        words = [str(word).encode() for word in flag]
+        kind = h5py.string_dtype(length=max(map(len, words), default=0) or 1)
+        file.create_dataset("flag", data=np.array(words, kind), dtype=kind)
         file.create_dataset("tissue_fraction", data=tissue_fraction.astype(np.float32))
-        file.attrs[_HEADER_KEY] = json.dumps(header)
+        file.attrs[_HEADER_KEY] = np.bytes_(json.dumps(header))
     with atomic_path(path) as part:
         part.write_bytes(sealed(buffer.getvalue()))
 
@@ -107,36 +111,45 @@ def sealed(content: bytes) -> bytes:
     return content + _SEAL + hashlib.sha256(content).digest()
 
 
-def is_whole(path: str | Path) -> bool:
-    """Whether a file has every byte that was written, also where a disk put zeros in place of some.
+def is_sealed(path: Path) -> bool:
+    """Whether a file still ends in its hash; other code that opened it for writing cut that off."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - _SEAL_BYTES))
+        return file.read(len(_SEAL)) == _SEAL
+
+
+def _is_spoilt(path: Path) -> bool:
+    """Whether the bytes of a sealed file are not those that were written, such as zeros in place of a page.
 
     HDF5 cannot be asked: it may read lost pages without a word, or for ever.
     """
-    content = Path(path).read_bytes()
-    return sealed(content[: -len(_SEAL) - hashlib.sha256().digest_size]) == content
+    content = path.read_bytes()
+    return sealed(content[:-_SEAL_BYTES]) != content
 
 
 def read_embeddings(path: str | Path) -> SlideEmbeddings:
     """Read what `write_embeddings` wrote.
 
     Raises:
-        StoreError: There is no such file, it is truncated, or it is not of this kind.
+        StoreError: There is no such file, it is truncated, spoilt, or not of this kind.
     """
-    return _read(path, slice(None))
+    return _read(Path(path), slice(None))
 
 
 def read_outline(path: str | Path) -> SlideEmbeddings:
     """What a file says of its tiles, without reading their features, which are of shape (n, 0) here.
 
     Raises:
-        StoreError: There is no such file, it is truncated, or it is not of this kind.
+        StoreError: There is no such file, it is truncated, spoilt, or not of this kind.
     """
-    return _read(path, slice(0))
+    return _read(Path(path), slice(0))
 
 
-def _read(path: str | Path, columns: slice) -> SlideEmbeddings:
-    """A file with the given columns of its features."""
-    with _opened(Path(path)) as (file, header):
+def _read(path: Path, columns: slice) -> SlideEmbeddings:
+    """A file with the given columns of its features, once its bytes proved to be those that were written."""
+    if path.is_file() and is_sealed(path) and _is_spoilt(path):
+        raise StoreError(f"{path} is spoilt, by a disk or a copy: delete it and embed the slide again.")
+    with _opened(path) as (file, header):
         return SlideEmbeddings(
             features=file["features"][:, columns],
             coords=file["coords"][:],
@@ -154,7 +167,8 @@ def read_good(path: str | Path) -> Mask:
     Raises:
         StoreError: There is no such file, it is truncated, or it is not of this kind.
     """
-    return read_outline(path).good
+    with _opened(Path(path)) as (file, _):
+        return np.asarray(file["flag"].asstr()[:] == "", dtype=np.bool_)
 
 
 def read_header(path: str | Path) -> Header:

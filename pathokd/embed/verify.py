@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathokd.embed.store import SlideEmbeddings, is_whole, read_embeddings
+from pathokd.embed.store import SlideEmbeddings, is_sealed, read_embeddings
 from pathokd.embed.tiles import UNREADABLE
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import fingerprint
@@ -103,8 +103,8 @@ def _verify(root: Path, row: Expected, shared: dict[str, Any]) -> Verdict:
         return Verdict(row.slide_id, "failed", 0, 0, row.message)
     if not path.exists():
         return Verdict(row.slide_id, "missing", 0, 0, f"{path} is not there: run `pathokd embed` again.")
-    if not is_whole(path):
-        message = f"{path} is truncated, spoilt or changed since `pathokd embed` wrote it: delete it and embed again."
+    if not is_sealed(path):
+        message = f"{path} is truncated, or changed since `pathokd embed` wrote it: delete it and embed again."
         return Verdict(row.slide_id, "damaged", 0, 0, message)
     try:
         found = read_embeddings(path)

@@ -130,7 +130,11 @@ def open_reader(path: Path) -> Reader:
     Raises:
         SlideError: the file is missing, damaged, or of a format no reader knows.
     """
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name too long for the disk, a folder that may not be entered
+        raise SlideError(f"{path} cannot be reached ({error.strerror}): check the path and its rights.") from error
+    if not exists:
         raise SlideError(f"{path} does not exist: check the path (paths in a CSV are relative to the CSV).")
     try:
         reader = OpenSlideReader(path)

@@ -173,7 +173,10 @@ def find_tissue(overview: Overview, mpp_level0: float) -> Mask:
 
 def source_facts(source: SlideSource) -> dict[str, Any]:
     """What a slide's tiles depend on besides the settings, for the header of its manifest."""
-    stat = source.path.stat() if source.path.exists() else None
+    try:
+        stat = source.path.stat()
+    except (OSError, ValueError):  # opening it will say what is wrong with it
+        stat = None
     return {
         "slide": str(source.path),
         "slide_bytes": None if stat is None else stat.st_size,

@@ -46,8 +46,8 @@ class Run:
         """Kill as soon as a slide's temporary file is there."""
         known = set(out.glob(".*.h5.*.part"))
         while self._process.poll() is None:
-            if any(entry.name.startswith(".") and ".h5." in entry.name and Path(entry) not in known
-                   for entry in (os.scandir(out) if out.exists() else ())):  # fmt: skip
+            names = os.listdir(out) if out.exists() else []
+            if any(name.startswith(".") and ".h5." in name and out / name not in known for name in names):
                 self._process.send_signal(signal.SIGKILL)
                 return self._process.wait() == -signal.SIGKILL
         return False
@@ -103,8 +103,8 @@ from pathokd.models import load_encoder
 
 one_slide, rss = run._one_slide, []
 
-def recorded(*args):
-    outcome = one_slide(*args)
+def recorded(*args, **options):
+    outcome = one_slide(*args, **options)
     rss.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
     return outcome
 

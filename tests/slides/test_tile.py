@@ -77,6 +77,14 @@ def test_a_bad_slide_is_a_row(write_slide: WriteSlide, tissue_like: Picture, tmp
     assert pd.read_csv(tmp_path / "out/summary.csv")["status"].tolist() == summary["status"].tolist()
 
 
+def test_a_path_the_disk_cannot_hold_is_a_row(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
+    good = SlideSource("good", write_slide(tissue_like, name="good.tif"))
+    summary = tile_slides([SlideSource("long", tmp_path / ("x" * 300 + ".svs")), good], SPEC, tmp_path / "out")
+    told = summary.set_index("slide_id")
+    assert told["status"].to_dict() == {"long": "failed", "good": "ok"}
+    assert "cannot be reached (File name too long)" in told.loc["long", "message"]
+
+
 def test_resume(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in "abc":
