@@ -146,6 +146,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*exists and is not empty")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
+    warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor")  # nothing changes it in place
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

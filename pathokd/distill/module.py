@@ -7,9 +7,7 @@ from typing import Any, Literal, NamedTuple
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
@@ -22,6 +20,7 @@ from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, head_sha256, load_heads, plan_temperatures, view_pairs
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
+from pathokd.distill.strategy import check_strategy, spread
 from pathokd.distill.terms import alignment_term, prototype_term, spread_term
 from pathokd.errors import TrainingError
 from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
@@ -35,7 +34,7 @@ from pathokd.models.teacher import Teacher, TeacherSpec
 from pathokd.processes import gather_objects, mean_over_processes, process_rank, world_size
 from pathokd.types import FloatArray
 
-CHECKPOINT_SCHEMA = "distillation/2"
+CHECKPOINT_SCHEMA = "distillation/1"
 _BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
     (AlignmentLoss, "val/cosine_cls", "max"),
     (PrototypeLoss, "val/kl_cls", "min"),
@@ -109,18 +108,8 @@ class DistillationModule(L.LightningModule):
     # ---------------------------------------------------------------- building
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that would shard the student.
-
-        Raises:
-            TrainingError: neither one device nor DDP.
-        """
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise TrainingError(
-                f"trainer.strategy is {type(strategy).__name__}, which shards the student over the devices; pathokd "
-                "trains with the whole student on each, because the teacher is what takes the memory: set "
-                "trainer.strategy to ddp, or leave it out."
-            )
+        """Refuse what `check_strategy` refuses."""
+        check_strategy(self.trainer, compiled=self.compile_models)
 
     def configure_model(self) -> None:
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
@@ -152,10 +141,7 @@ class DistillationModule(L.LightningModule):
             if isinstance(teacher, CachedTeacher):
                 teacher.release()
         part_streams()
-        # Every process has the same of them, and prototypes are large: DDP need not send them round at each step.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            self, [name for name, _ in self.named_buffers()]
-        )
+        spread(self, [self.net] if self.ema is None else [self.net, self.evaluated])
 
     def teacher(self, key: str) -> Teacher | CachedTeacher:
         """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""
@@ -219,7 +205,7 @@ class DistillationModule(L.LightningModule):
         seen, targets = StudentCache(self.net, views), self._targets_of(batch)
         crops = self._known_crops()
         parts: dict[str, Tensor] = {}
-        total = next(self.net.parameters()).new_zeros(())
+        total = torch.zeros((), device=self.device)
         for objective in self.objectives:
             loss, key = objective.loss, self._teacher_of(objective)
             if isinstance(loss, SpreadLoss):
@@ -415,7 +401,9 @@ class DistillationModule(L.LightningModule):
                 f"{world_size()}: each has random numbers of its own, so the run would become another one; resume with "
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
-        set_random_state(saved["random"][process_rank()], self.device)
+        # Checkpoints that were written before several processes could be resumed hold the stream of one.
+        states = saved["random"] if "random" in saved else [{"cpu": saved["torch_rng"]}]
+        set_random_state(states[process_rank()], self.device)
 
     def _check_same_targets(self, key: str, saved: str | None) -> None:
         """A run goes on with the targets it began with; a finished student may be measured against either."""

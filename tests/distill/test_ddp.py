@@ -1,4 +1,4 @@
-"""Two processes compute what one does: gloo on a CPU, through the command line."""
+"""Two processes compute what one does, whole or sharded: gloo on a CPU, through the command line."""
 
 import copy
 import os
@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+
+from pathokd.cli.main import main
 
 WEIGHTS = 2e-5
 """Largest difference allowed between weights of order 1: fp32 sums in another order, six steps of AdamW at 1e-3."""
@@ -80,19 +83,23 @@ def logged(out: Path) -> pd.DataFrame:
     return table.groupby("step").first()
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Path) -> None:
     one = run(with_processes(gathered, 1), tmp_path / "one")
-    two = run(with_processes(gathered, 2), tmp_path / "two")
-    assert one["global_step"] == two["global_step"] >= 6
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
-    a, b = logged(tmp_path / "one"), logged(tmp_path / "two")
-    assert list(a) == list(b)
-    assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
-    pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
-    best = [torch.load(tmp_path / name / "checkpoints/best.ckpt", weights_only=True) for name in ("one", "two")]
-    assert best[0]["epoch"] == best[1]["epoch"]
+    for strategy in ("ddp", "fsdp2"):
+        out = tmp_path / strategy
+        gathered["trainer"]["strategy"] = strategy
+        two = run(with_processes(gathered, 2), out)
+        assert one["global_step"] == two["global_step"] >= 6
+        assert one["state_dict"].keys() == two["state_dict"].keys()
+        for name, value in one["state_dict"].items():
+            torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+        a, b = logged(tmp_path / "one"), logged(out)
+        assert list(a) == list(b)
+        assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
+        pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
+        best = [torch.load(folder / "checkpoints/best.ckpt", weights_only=True) for folder in (tmp_path / "one", out)]
+        assert best[0]["epoch"] == best[1]["epoch"]
 
 
 @pytest.fixture
@@ -169,9 +176,54 @@ def test_another_number_of_processes_is_refused(noisy: dict[str, Any], end: dict
     assert "Traceback" not in said
 
 
-def test_a_strategy_that_shards_is_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: Path) -> None:
+    noisy["trainer"]["strategy"] = "fsdp2"
+    whole = run(noisy, tmp_path / "whole")
+    out = tmp_path / "killed"
+    first = start(noisy, out, "--checkpoint_every", "1")
+    assert 2 <= wait_for_step(first, out, 2) < 12
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    resumed = run(noisy, out, "--resume", "true")
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    assert main(["export", str(out), "--out", str(tmp_path / "student")]) == 0
+    exported = load_file(tmp_path / "student/model.safetensors")
+    assert exported["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
+
+
+def test_other_strategies_are_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
     noisy["trainer"]["strategy"] = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
     process = start(noisy, tmp_path / "run")
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=200) != 0
     said = (tmp_path / "run.log").read_text()
-    assert "trainer.strategy is ModelParallelStrategy, which shards the student" in said
+    assert "trainer.strategy is ModelParallelStrategy, which pathokd does not train with: set it to ddp" in said
+
+
+def test_torchrun_with_processes_that_do_not_know_of_each_other_is_refused(
+    noisy: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "alone.yaml"
+    config.write_text(yaml.safe_dump(with_processes(noisy, 1)), encoding="utf-8")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pathokd.cli",
+    ]
+    done = subprocess.run(
+        [*launch, "fit", "--config", str(config), "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "torchrun started 2 processes and the trainer counts 1" in done.stderr
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
