@@ -107,6 +107,13 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
     return batch
 
 
+def _give_way(worker: int) -> None:
+    """On a CPU workers take turns with the model, which waits with all its threads for the one that was put aside."""
+    del worker
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
 def _stack(images: list[Rgb]) -> torch.Tensor:
     """(batch, [count,] 3, height, width)."""
     return torch.from_numpy(np.stack(images)).movedim(-1, -3).contiguous()
@@ -242,6 +249,7 @@ class TileDataModule(L.LightningDataModule):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": None if torch.cuda.is_available() else _give_way,
             # Its own generator: seeding workers must not advance the global stream, which a resumed run restores.
             "generator": torch.Generator().manual_seed(self.seed),
         }
