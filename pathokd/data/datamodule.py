@@ -1,6 +1,7 @@
 """The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,16 +123,21 @@ def _stack(images: list[Rgb]) -> torch.Tensor:
 class ResumableLoader(DataLoader[TileBatch]):
     """A DataLoader that Lightning can save and restore in mid-epoch.
 
-    Only batches handed to the trainer count as done, however many the workers have read ahead.
+    Only batches handed to the trainer count as done, however many the workers have read ahead. `waited_s` is how long
+    the trainer has waited for batches in all.
     """
 
     batch_sampler: ResumableBatchSampler
+    waited_s = 0.0
 
     def __iter__(self) -> Iterator[TileBatch]:  # type: ignore[override]
         # A generator on purpose: workers start at the first batch, after the trainer has told the sampler its epoch.
+        started = time.perf_counter()
         for batch in super().__iter__():
+            self.waited_s += time.perf_counter() - started
             self.batch_sampler.done += 1
             yield batch
+            started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the sampler."""
