@@ -30,6 +30,7 @@ def quickstart(*, out: str = "runs/quickstart", steps: int | None = None, overwr
     fit += ["--model.teachers.embedded.weights", teacher]
     if _bf16_pays():
         fit += ["--trainer.precision", "bf16-mixed", "--model.teachers.embedded.precision", "bf16"]
+    fit += ["--trainer.devices", "1"]  # other processes would run the whole quickstart again
     if steps:
         fit += ["--trainer.max_steps", steps]
     _run("tile", ROOT / "tile_data/phantom/slides.csv", "--out", f"{folder}/tiles")

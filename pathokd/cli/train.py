@@ -64,7 +64,7 @@ class TrainCLI(LightningCLI):
                 raise TrainingError(f"--resume found no {checkpoints}/last.ckpt: leave it out to start a new run.")
             config.ckpt_path = str(checkpoints / "last.ckpt")
             for part in checkpoints.glob(".*.part"):  # what a killed run was writing
-                part.unlink()
+                part.unlink(missing_ok=True)
         elif self.subcommand == "fit" and not config.ckpt_path and any(checkpoints.glob("*.ckpt")):
             raise TrainingError(
                 f"{checkpoints} already holds a run: pass --resume true to go on with it, or another --out."

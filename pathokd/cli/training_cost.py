@@ -1,10 +1,11 @@
-"""What a training spends on its teacher, in one sentence as it starts, and whether stored targets would spend less."""
+"""What a training holds in memory and spends on its teacher, as it starts, and whether stored targets cost less."""
 
 import sys
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from pathokd.cli.training_memory import memory_sentence
 from pathokd.cost.caching import Workload, judge
 from pathokd.cost.profile import count_gflops
 from pathokd.data.datamodule import TileDataModule
@@ -15,7 +16,7 @@ from pathokd.losses import SpreadLoss
 
 
 class SayCost(Callback):
-    """Prints `training_cost` once, as the training starts."""
+    """Prints the memory plan and `training_cost` once, as the training starts."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count and say."""
@@ -23,6 +24,7 @@ class SayCost(Callback):
         if isinstance(pl_module, DistillationModule) and isinstance(data, TileDataModule) and trainer.is_global_zero:
             steps = int(trainer.estimated_stepping_batches)
             visits = steps * trainer.accumulate_grad_batches * trainer.world_size * data.batch_size
+            print(memory_sentence(trainer, pl_module, data.views, data.batch_size), file=sys.stderr)
             print(training_cost(pl_module, data, visits / len(data.train_rows)), file=sys.stderr, flush=True)
 
 

@@ -216,7 +216,7 @@ class TileDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Batches of random views, never the same in two epochs."""
         source = self._source()
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        rank, world = self._process()
         sampler = ResumableBatchSampler(
             len(self.train_rows), self.batch_size, seed=self.seed, rank=rank, world_size=world
         )
@@ -230,18 +230,36 @@ class TileDataModule(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
-        """The held-out tiles, clean, in order, and unturned unless stored targets are of a turned view."""
+        """The held-out tiles, clean, in order, and unturned unless stored targets are of a turned view.
+
+        Each process gets a share of them.
+
+        Raises:
+            ManifestError: fewer tiles than processes.
+        """
         source = self._source()
         if len(self.val_rows) == 0:
             return []
         views = Views(Geometry(size_px=self.geometry.size_px, d4=False), seed=self.seed)
-        sampler = ResumableBatchSampler(len(self.val_rows), self.val_batch_size, shuffle=False, drop_last=False)
+        rank, world = self._process()
+        if len(self.val_rows) < world:
+            raise ManifestError(
+                f"{len(self.val_rows)} validation tiles cannot be shared by {world} processes: raise "
+                "data.val_fraction, or set it to 0 and train without validation."
+            )
+        sampler = ResumableBatchSampler(
+            len(self.val_rows), self.val_batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world
+        )
         dataset = ViewDataset(source, self.val_rows, views, self.targets)
         return DataLoader(dataset, batch_sampler=sampler, **self._options())
 
     def test_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, as in validation."""
         return self.val_dataloader()
+
+    def _process(self) -> tuple[int, int]:
+        """Rank of this process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _source(self) -> TileSource:
         self.setup()

@@ -20,7 +20,8 @@ class ResumableBatchSampler(Sampler[list[Draw]]):
     """Batches of draws that know their place, across epochs, ranks and restarts.
 
     Every rank sees the same number of full batches: tiles that do not fill a batch on all ranks are left out of this
-    epoch (another permutation leaves out others). With `drop_last=False` the last batch may be short, with one rank.
+    epoch (another permutation leaves out others). With `drop_last=False` each tile comes exactly once, on one rank: the
+    last batch may be short, and on several ranks, which need equally many batches, a few may hold a tile more or less.
 
     Args:
         n: number of tiles.
@@ -47,8 +48,8 @@ class ResumableBatchSampler(Sampler[list[Draw]]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in [0, {world_size}), got {rank}.")
-        if not drop_last and world_size > 1:
-            raise ValueError("drop_last=False needs world_size=1: ranks would see different numbers of batches.")
+        if not drop_last and n < world_size:
+            raise ValueError(f"drop_last=False needs a tile for each of the {world_size} processes, got {n}.")
         self.n, self.batch_size, self.seed, self.shuffle = n, batch_size, seed, shuffle
         self.drop_last, self.rank, self.world_size = drop_last, rank, world_size
         self.epoch = 0
@@ -59,15 +60,23 @@ class ResumableBatchSampler(Sampler[list[Draw]]):
     def __len__(self) -> int:
         """Batches in a whole epoch on this rank, however many of them are already done."""
         per_step = self.batch_size * self.world_size
-        return self.n // per_step if self.drop_last else -(-self.n // per_step)
+        if self.drop_last:
+            return self.n // per_step
+        fewest = self.n // self.world_size  # tiles on a rank, and so the most batches that all ranks can fill
+        return min(-(-self.n // per_step), fewest) if self.world_size > 1 else -(-self.n // per_step)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """Yield the batches of the current epoch that are not done yet."""
         order = epoch_order(self.n, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
-        step = self.batch_size * self.world_size
         for batch in range(self.done, len(self)):
-            rows = order[batch * step : (batch + 1) * step][self.rank :: self.world_size]
-            yield [Draw(int(row), self.epoch) for row in rows]
+            yield [Draw(int(row), self.epoch) for row in self._rows(order, batch)]
+
+    def _rows(self, order: IntArray, batch: int) -> IntArray:
+        step = self.batch_size * self.world_size
+        if self.drop_last or self.world_size == 1:
+            return order[batch * step : (batch + 1) * step][self.rank :: self.world_size]
+        mine, count = order[self.rank :: self.world_size], len(self)
+        return mine[batch * len(mine) // count : (batch + 1) * len(mine) // count]
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`; does nothing when already inside it (a resumed run)."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pathokd.errors import TrainingError
 from pathokd.files import atomic_path
+from pathokd.processes import process_rank, world_size
 from pathokd.progress import PLAIN_INTERVAL_S
 
 
@@ -29,13 +30,13 @@ class FiniteGuard(Callback):
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         self.every_n_steps = every_n_steps
-        self._pending: list[tuple[int, Tensor, Mapping[str, Tensor], list[str]]] = []
+        self._pending: list[tuple[int, Tensor, Mapping[str, Tensor], list[str]]] = []  # loss: mean of all processes
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember this batch's loss; look at all that are pending when it is time."""
-        self._pending.append((trainer.global_step, outputs["loss"].detach(), outputs["parts"], batch["key"]))
+        self._pending.append((trainer.global_step, outputs["mean"], outputs["parts"], batch["key"]))
         interval = self.every_n_steps or (1 if pl_module.device.type == "cpu" else 50)
         if len(self._pending) >= interval:
             self.check()
@@ -58,8 +59,9 @@ class FiniteGuard(Callback):
             return
         step, _, parts, keys = pending[finite.index(False)]
         values = ", ".join(f"{name} = {float(value):.4g}" for name, value in parts.items())
+        where = f" on process {process_rank()} of {world_size()}" if world_size() > 1 else ""
         raise TrainingError(
-            f"The loss is not finite at step {step}: {values}. Its tiles are {', '.join(keys[:8])}"
+            f"The loss is not finite at step {step}: {values}{where}. Its tiles are {', '.join(keys[:8])}"
             f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}. Look at them, lower model.optim.lr, or train in "
             "fp32; the last checkpoint is from before this step."
         )
@@ -115,7 +117,7 @@ class PlainProgress(Callback):
         pace = (now - self._started) / done
         tiles = len(batch["key"]) * trainer.world_size * trainer.accumulate_grad_batches / pace
         line = (
-            f"step {trainer.global_step}/{total}  loss {float(outputs['loss']):.4f}  {tiles:.1f} tiles/s  "
+            f"step {trainer.global_step}/{total}  loss {float(outputs['mean']):.4f}  {tiles:.1f} tiles/s  "
             f"{waited:.0%} waiting for data  "
             f"{(total - trainer.global_step) * pace:.0f} s left"
         )

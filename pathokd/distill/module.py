@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
@@ -19,6 +21,7 @@ from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, head_sha256, load_heads, plan_temperatures, view_pairs
+from pathokd.distill.random_state import part_streams, random_state, set_random_state
 from pathokd.distill.terms import alignment_term, prototype_term, spread_term
 from pathokd.errors import TrainingError
 from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
@@ -29,9 +32,10 @@ from pathokd.models.prototype_head import PrototypeHead
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
 from pathokd.models.teacher import Teacher, TeacherSpec
+from pathokd.processes import gather_objects, mean_over_processes, process_rank, world_size
 from pathokd.types import FloatArray
 
-CHECKPOINT_SCHEMA = "distillation/1"
+CHECKPOINT_SCHEMA = "distillation/2"
 _BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
     (AlignmentLoss, "val/cosine_cls", "max"),
     (PrototypeLoss, "val/kl_cls", "min"),
@@ -104,6 +108,20 @@ class DistillationModule(L.LightningModule):
 
     # ---------------------------------------------------------------- building
 
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that would shard the student.
+
+        Raises:
+            TrainingError: neither one device nor DDP.
+        """
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise TrainingError(
+                f"trainer.strategy is {type(strategy).__name__}, which shards the student over the devices; pathokd "
+                "trains with the whole student on each, because the teacher is what takes the memory: set "
+                "trainer.strategy to ddp, or leave it out."
+            )
+
     def configure_model(self) -> None:
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
         if self.net is not None:
@@ -133,6 +151,11 @@ class DistillationModule(L.LightningModule):
         for teacher in self.teachers.values():
             if isinstance(teacher, CachedTeacher):
                 teacher.release()
+        part_streams()
+        # Every process has the same of them, and prototypes are large: DDP need not send them round at each step.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            self, [name for name, _ in self.named_buffers()]
+        )
 
     def teacher(self, key: str) -> Teacher | CachedTeacher:
         """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""
@@ -182,9 +205,11 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: TileBatch, batch_idx: int) -> dict[str, Any]:
         """Sum of the objectives on one batch."""
         losses = self.losses(batch)
-        self.log("train/loss", losses.total.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": part.detach() for name, part in losses.parts.items()})
-        return {"loss": losses.total, "parts": {name: part.detach() for name, part in losses.parts.items()}}
+        means = mean_over_processes(torch.stack([losses.total, *losses.parts.values()]))
+        self.log("train/loss", means[0], prog_bar=True)
+        self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
+        parts = {name: part.detach() for name, part in losses.parts.items()}
+        return {"loss": losses.total, "mean": means[0], "parts": parts}
 
     def losses(self, batch: TileBatch) -> Losses:
         """All objectives on a batch; each network sees each view once."""
@@ -326,7 +351,8 @@ class DistillationModule(L.LightningModule):
                 if teacher == key:
                     measures.update(agreement.compute(tokens))
             values = {f"{prefix}/{name}": value for name, value in measures.items()}
-            self.log_dict(values, prog_bar=number == 0, sync_dist=True)
+            on_device = {name: value.to(self.device) for name, value in values.items()}
+            self.log_dict(on_device, prog_bar=number == 0, sync_dist=True)
 
     # ------------------------------------------------------------- checkpoints
 
@@ -344,7 +370,8 @@ class DistillationModule(L.LightningModule):
             "ema": self.ema is not None,
             "metrics": logged,
             "facts": self.training_facts,
-            "torch_rng": torch.get_rng_state(),
+            "processes": world_size(),
+            "random": gather_objects(random_state(self.device)),
         }
 
     def _teacher_facts(self, key: str) -> dict[str, Any]:
@@ -360,7 +387,7 @@ class DistillationModule(L.LightningModule):
         return {name: head_sha256(head) for name, head in self.prototypes.items()}  # type: ignore[arg-type]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another teacher; restore the random state."""
+        """Refuse a checkpoint of another teacher or number of processes; restore the random state."""
         saved = checkpoint.get("pathokd")
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
@@ -379,7 +406,16 @@ class DistillationModule(L.LightningModule):
                     f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
                     "head."
                 )
-        torch.set_rng_state(saved["torch_rng"].cpu())
+        if self._trainer is None or self._trainer.state.fn != "fit":
+            return
+        processes = saved.get("processes", 1)
+        if processes != world_size():
+            raise TrainingError(
+                f"This checkpoint was written by a training of {processes} process(es), and this is one of "
+                f"{world_size()}: each has random numbers of its own, so the run would become another one; resume with "
+                f"trainer.devices x trainer.num_nodes = {processes}."
+            )
+        set_random_state(saved["random"][process_rank()], self.device)
 
     def _check_same_targets(self, key: str, saved: str | None) -> None:
         """A run goes on with the targets it began with; a finished student may be measured against either."""

@@ -17,6 +17,7 @@ from pathokd.losses import PrototypeLoss
 from pathokd.losses.assignment import assign, chunk_rows
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
+from pathokd.processes import gather_objects
 from pathokd.types import FloatArray
 
 
@@ -176,12 +177,15 @@ class Agreement(nn.Module):
         """`kl_TOKENS` (nats), `same_prototype_TOKENS` (share of tokens with one nearest prototype) and `spread_TOKENS`.
 
         The spread is the number of prototypes the student uses over the teacher's (the perplexities of the mean
-        assignments): it falls towards 1 / perplexity as a student collapses.
+        assignments): it falls towards 1 / perplexity as a student collapses. Of the tokens of all processes, each of
+        which must call it.
         """
-        if not self.tokens:
+        mine = self.kl, self.same, self.used_student, self.used_teacher, torch.tensor(self.tokens)
+        kl, same, student, teacher, n = (torch.stack(sums).sum(0) for sums in zip(*gather_objects(mine), strict=True))
+        if not n:
             return {}
-        spread = perplexity(self.used_student / self.tokens) / perplexity(self.used_teacher / self.tokens)
-        values = {"kl": self.kl / self.tokens, "same_prototype": self.same / self.tokens, "spread": spread}
+        spread = perplexity(student / n) / perplexity(teacher / n)
+        values = {"kl": kl / n, "same_prototype": same / n, "spread": spread}
         return {f"{name}_{tokens}": value.float() for name, value in values.items()}
 
 

@@ -90,7 +90,7 @@ class RobustnessCallback(Callback):
             return
         features = {name: self._embed(pl_module, rows) for name, rows in self._paired.rows.items()}
         values = self._measure(features)
-        pl_module.log_dict({f"val/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        pl_module.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
         separation = values["separation"]
         if separation < self.min_separation and trainer.current_epoch >= self.from_epoch:
             self.collapsed = trainer.should_stop = True

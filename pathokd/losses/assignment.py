@@ -12,6 +12,8 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from pathokd.processes import world_size
+
 SINKHORN_ITERATIONS = 3
 """As DINOv2 and DINOv3 do."""
 TOKENS_PER_PROTOTYPE = 1 / 32
@@ -117,7 +119,7 @@ def balanced_centres(
 
 def _across_processes(log_sums: Tensor) -> Tensor:
     """log of the sum over processes of exp(log_sums); the identity in a single process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return log_sums
     largest = log_sums.clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -128,5 +130,4 @@ def _across_processes(log_sums: Tensor) -> Tensor:
 
 def token_count(tokens: Tensor) -> int:
     """Tokens of all processes, which see equally many each."""
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return len(tokens) * world
+    return len(tokens) * world_size()

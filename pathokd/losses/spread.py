@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pathokd.processes import gather_rows
+
 MIN_DISTANCE = 1e-4
 """Unit vectors closer than this are of one picture (blank tiles, tiles drawn twice): nothing should part them."""
 
@@ -49,7 +51,9 @@ class SpreadLoss(nn.Module):
 
 
 class KoLeo(SpreadLoss):
-    """See `koleo_loss`; each view by itself, each process by itself.
+    """See `koleo_loss`; each view by itself, over the tiles of all processes.
+
+    DINOv2 looks at each process by itself, so that its loss depends on how many there are; here it does not.
 
     Args:
         min_distance: below it two vectors are duplicates.
@@ -63,4 +67,4 @@ class KoLeo(SpreadLoss):
 
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
         """Mean -log distance to the nearest neighbour."""
-        return koleo_loss(x, self.min_distance)
+        return koleo_loss(gather_rows(x), self.min_distance)

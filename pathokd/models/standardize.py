@@ -1,8 +1,12 @@
 """Targets on one scale: each dimension minus its mean, over its standard deviation."""
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from pathokd.processes import gather_equal, world_size
 
 
 class Standardizer(nn.Module):
@@ -10,8 +14,8 @@ class Standardizer(nn.Module):
 
     Teacher dimensions differ in scale by orders of magnitude, so without it a regression loss learns a few
     of them. Statistics are those of *all* rows seen, exactly, not a moving average: batches are merged by
-    the pairwise formula in fp64. They stop changing after `freeze_after` rows, so that the target of a long
-    run stands still.
+    the pairwise formula in fp64, those of all processes that train together too. They stop changing after
+    `freeze_after` rows, so that the target of a long run stands still.
 
     Args:
         dim: width of the vectors.
@@ -60,10 +64,10 @@ class Standardizer(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*batch dim"]) -> None:
-        """Take the rows of `x` into the statistics, unless they are stored or frozen.
+        """Take the rows of `x`, of all processes, into the statistics, unless they are stored or frozen.
 
-        No device synchronisation: whether the limit is reached is decided on the device. A batch counts
-        whole or not at all.
+        Every process calls it equally often, and all end with the same statistics. No device synchronisation:
+        whether the limit is reached is decided on the device. A step's rows count whole or not at all.
 
         Raises:
             ValueError: another width than `dim`.
@@ -71,19 +75,14 @@ class Standardizer(nn.Module):
         if x.shape[-1] != self.dim:
             raise ValueError(f"expected vectors of width {self.dim}, got {x.shape[-1]}.")
         rows = x.detach().reshape(-1, self.dim)
-        if self.stored or rows.shape[0] == 0:
+        if self.stored or (rows.shape[0] == 0 and world_size() == 1):
             return
-        rows = rows.double()
-        batch_mean = rows.mean(dim=0)
-        batch_m2 = (rows - batch_mean).square().sum(dim=0)
-        n_a, n_b = self.count.double(), float(rows.shape[0])
-        n = n_a + n_b
-        # delta = mean_b - mean_a;  mean = mean_a + delta n_b / n;  M2 = M2_a + M2_b + delta^2 n_a n_b / n
-        delta = batch_mean - self._mean64
+        batch = _across_processes(*_moments(rows.double()))
+        n, mean, m2 = _merged((self.count.double(), self._mean64, self._m2), batch)
         open_ = torch.ones_like(n, dtype=torch.bool) if self.freeze_after is None else self.count < self.freeze_after
-        mean = torch.where(open_, self._mean64 + delta * (n_b / n), self._mean64)
-        m2 = torch.where(open_, self._m2 + batch_m2 + delta.square() * (n_a * n_b / n), self._m2)
-        count = torch.where(open_, self.count + rows.shape[0], self.count)
+        mean = torch.where(open_, mean, self._mean64)
+        m2 = torch.where(open_, m2, self._m2)
+        count = torch.where(open_, n.long(), self.count)
         self._mean64.copy_(mean)
         self._m2.copy_(m2)
         self.count.copy_(count)
@@ -99,6 +98,34 @@ class Standardizer(nn.Module):
     def inverse(self, z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Take standardised vectors back to the original scale, in fp32."""
         return z.float() * (self.std + self.eps) + self.mean
+
+
+Moments = tuple[Tensor, Tensor, Tensor]
+"""Number of rows (fp64 scalar), their mean, and the sum of squared differences from it."""
+
+
+def _moments(rows: Float[Tensor, "rows dim"]) -> Moments:
+    n = rows.new_full((), float(len(rows)))
+    mean = rows.sum(0) / n.clamp(min=1)
+    return n, mean, (rows - mean).square().sum(0)
+
+
+def _merged(a: Moments, b: Moments) -> Moments:
+    """Moments of the rows of both; with none on either side, zeros."""
+    # delta = mean_b - mean_a;  mean = mean_a + delta n_b / n;  M2 = M2_a + M2_b + delta^2 n_a n_b / n
+    (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = a, b
+    n, delta = n_a + n_b, mean_b - mean_a
+    share = n_b / n.clamp(min=1)
+    return n, mean_a + delta * share, m2_a + m2_b + delta.square() * n_a * share
+
+
+def _across_processes(n: Tensor, mean: Tensor, m2: Tensor) -> Moments:
+    """Moments of the rows of all processes, merged in the order of ranks, so that all come to the same."""
+    if world_size() == 1:
+        return n, mean, m2
+    parts = [torch.split(part, [1, len(mean), len(mean)]) for part in gather_equal(torch.cat([n[None], mean, m2]))]
+    found = [(part[0][0], part[1], part[2]) for part in parts]
+    return functools.reduce(_merged, found)
 
 
 def _checked(value: Tensor, dim: int, name: str) -> Tensor:

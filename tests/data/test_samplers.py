@@ -38,6 +38,18 @@ def test_without_drop_last_nothing_is_left_out(n: int, batch: int) -> None:
     assert len(list(sampler)) == len(sampler)
 
 
+@given(n=st.integers(1, 60), batch=st.integers(1, 7), world=st.integers(2, 4))
+def test_ranks_share_the_validation_tiles_and_none_runs_out_of_batches(n: int, batch: int, world: int) -> None:
+    n = max(n, world)
+    options = {"drop_last": False, "shuffle": False, "world_size": world}
+    ranks = [ResumableBatchSampler(n, batch, rank=rank, **options) for rank in range(world)]  # type: ignore[arg-type]
+    assert sorted(row for sampler in ranks for row in rows(sampler)) == list(range(n))
+    assert [rows(sampler)[:1] for sampler in ranks] == [[rank] for rank in range(world)]
+    batches = [[len(drawn) for drawn in sampler] for sampler in ranks]
+    assert {len(sizes) for sizes in batches} == {len(ranks[0])}
+    assert all(1 <= size <= batch + 1 for sizes in batches for size in sizes)
+
+
 @pytest.mark.parametrize("done", [0, 3, 9, 10])
 def test_resuming_continues_exactly(done: int) -> None:
     whole = ResumableBatchSampler(40, 4, seed=3)
@@ -78,7 +90,7 @@ def test_a_state_of_another_run_is_refused_by_name(name: str) -> None:
     [
         ({"batch_size": 0}, "batch_size"),
         ({"rank": 2, "world_size": 2}, "rank"),
-        ({"drop_last": False, "world_size": 2}, "drop_last"),
+        ({"drop_last": False, "world_size": 11}, "drop_last"),
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, int], message: str) -> None:

@@ -1,0 +1,139 @@
+"""What a configured training will hold in memory, said before its first step."""
+
+import lightning as L
+from torch import nn
+
+from pathokd.cost.memory import (
+    ADAM_STATES,
+    FP32,
+    MemoryPlan,
+    VitShape,
+    activation_bytes,
+    available_bytes,
+    forward_bytes,
+    vit_shape,
+)
+from pathokd.cost.profile import count_params
+from pathokd.data.views import Geometry, Views, crop_of
+from pathokd.distill.module import DistillationModule
+from pathokd.distill.objective import Objective
+from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.losses.assignment import CHUNK_ELEMENTS
+from pathokd.models.teacher import Teacher
+
+
+def memory_sentence(trainer: L.Trainer, module: DistillationModule, data: Views, batch_size: int) -> str:
+    """The plan of this training beside what its device has.
+
+    Args:
+        trainer: with the device, the precision and the number of processes.
+        module: configured.
+        data: its views.
+        batch_size: tiles per process.
+    """
+    half = str(trainer.precision).startswith(("bf16", "16"))
+    plan = memory_plan(module, data, batch_size, itemsize=2 if half else FP32, ddp=trainer.world_size > 1)
+    device = trainer.strategy.root_device
+    return plan.sentence(available_bytes(device, trainer.num_devices), f"{device} of each process")
+
+
+def memory_plan(
+    module: DistillationModule, data: Views, batch_size: int, *, itemsize: int = FP32, ddp: bool = False
+) -> MemoryPlan:
+    """Bytes of a step.
+
+    Args:
+        module: configured.
+        data: its views.
+        batch_size: tiles per process.
+        itemsize: bytes a number of what the student computes.
+        ddp: whether gradients are exchanged.
+    """
+    if module.net is None:
+        raise RuntimeError("configure_model() has not run yet.")
+    params, crops = count_params(module.net), data.crops
+    views = {view for objective in module.objectives for view in objective.views}
+    student = {view: _student(module, crops, view) for view in views}
+    images = {view: batch_size * crops[crop_of(view, crops)].count for view in views}
+    kept = sum(images[view] * activation_bytes(shape, itemsize) for view, shape in student.items())
+    kept += sum(_head_bytes(module, o, images, student, itemsize) for o in module.objectives)
+    weight_casts = itemsize * params if itemsize < FP32 else 0
+    running = {key: module.teacher(key) for key in module.teacher_specs}
+    once = [_forward(teacher, batch_size) for teacher in running.values() if isinstance(teacher, Teacher)]
+    backward = max((images[view] * forward_bytes(shape, itemsize) for view, shape in student.items()), default=0)
+    chunk = 2 * CHUNK_ELEMENTS * FP32 if any(isinstance(o.loss, PrototypeLoss) for o in module.objectives) else 0
+    return MemoryPlan(
+        teachers=sum(_size(teacher.encoder) for teacher in running.values() if isinstance(teacher, Teacher)),
+        student=FP32 * params,
+        average=FP32 * params if module.ema is not None else 0,
+        optimiser=ADAM_STATES * FP32 * params,
+        gradients=FP32 * params * (2 if ddp else 1),
+        activations=kept + weight_casts,
+        targets=_target_bytes(module, batch_size) + _pictures(data, batch_size),
+        working=max(*once, backward, chunk, FP32 * params),
+    )
+
+
+def _student(module: DistillationModule, crops: dict[str, Geometry], view: str) -> VitShape:
+    card = module.evaluated.encoder.card
+    # A model of fixed size gets every crop at its own.
+    size = crops[crop_of(view, crops)].size_px if card.model_args.get("dynamic_img_size") else None
+    return vit_shape(card, size)
+
+
+def _forward(teacher: Teacher, batch_size: int) -> int:
+    """Of the teacher's forward pass, one micro-batch at a time."""
+    itemsize = 2 if teacher.precision == "bf16" else FP32
+    return min(teacher.micro_batch or batch_size, batch_size) * forward_bytes(vit_shape(teacher.card), itemsize)
+
+
+def _head_bytes(
+    module: DistillationModule,
+    objective: Objective,
+    images: dict[str, int],
+    student: dict[str, VitShape],
+    itemsize: int,
+) -> int:
+    """What the head and the loss of an objective keep for the backward pass."""
+    if isinstance(objective.loss, SpreadLoss) or module.net is None:
+        return 0
+    key = objective.teacher or next(iter(module.teacher_specs))
+    tokens = sum(images[view] * (1 if objective.tokens == "cls" else student[view].tokens) for view in objective.views)
+    if isinstance(objective.loss, AlignmentLoss):
+        head: nn.Module = module.net.heads[f"{key}__{objective.tokens}"]
+        # Prediction and target, each as it is and as a unit vector.
+        return tokens * (itemsize * _inside(head) + 4 * FP32 * module.teacher(key).embed_dim)
+    mine = module.net.dino_head(key, objective.tokens)
+    unit = FP32 * (module.teacher(key).embed_dim + 3 * mine.direction.shape[1])
+    return tokens * (itemsize * _inside(mine.mlp) + unit) + 2 * FP32 * mine.direction.numel()
+
+
+def _inside(head: nn.Module) -> int:
+    """Numbers a token leaves between the layers of an MLP: each one's output before and after its GELU."""
+    return 2 * sum(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+def _target_bytes(module: DistillationModule, batch_size: int) -> int:
+    """What the teachers said, as it is and standardised, and their prototypes."""
+    first, total = next(iter(module.teacher_specs)), _size(module.prototypes)
+    seen = {
+        (objective.teacher or first, view)
+        for objective in module.objectives
+        if not isinstance(objective.loss, SpreadLoss)
+        for view in objective.teacher_views
+    }
+    for key, _ in seen:
+        card = module.teacher(key).card
+        tokens = (card.image_px // card.patch_px) ** 2 + card.num_prefix_tokens
+        total += 2 * FP32 * batch_size * tokens * card.embed_dim
+    return total
+
+
+def _pictures(data: Views, batch_size: int) -> int:
+    shown = [data.crops[crop_of(view, data.crops)] for view in data.names]
+    return sum(3 * batch_size * crop.count * crop.size_px**2 for crop in shown)
+
+
+def _size(module: nn.Module) -> int:
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,177 @@
+"""Two processes compute what one does: gloo on a CPU, through the command line."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+WEIGHTS = 2e-5
+"""Largest difference allowed between weights of order 1: fp32 sums in another order, six steps of AdamW at 1e-3."""
+LOGGED = 1e-4
+"""Relative difference allowed between logged numbers."""
+
+
+def with_processes(recipe: dict[str, Any], processes: int) -> dict[str, Any]:
+    """The recipe on so many processes, with the same global batch of 8."""
+    recipe = copy.deepcopy(recipe)
+    recipe["data"]["batch_size"] = 8 // processes
+    recipe["trainer"] |= {
+        "devices": processes,
+        "strategy": recipe["trainer"].get("strategy", "ddp") if processes > 1 else "auto",
+    }
+    return recipe
+
+
+def start(recipe: dict[str, Any], out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """`pathokd fit` in a process group of its own."""
+    config = out.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "pathokd.cli", "fit", "--config", str(config), "--out", str(out), *more]
+    with open(out.with_suffix(".log"), "ab") as log:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def run(recipe: dict[str, Any], out: Path, *more: str) -> dict[str, Any]:
+    """Run to the end; the last checkpoint."""
+    assert start(recipe, out, *more).wait(timeout=200) == 0, out.with_suffix(".log").read_text()
+    checkpoint: dict[str, Any] = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    return checkpoint
+
+
+@pytest.fixture
+def gathered(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
+    """Everything that looks beyond its own tile: statistics, KoLeo, prototypes, clipping, validation in shares."""
+    student = recipe["model"]["student"]["model_args"]
+    # Stochastic depth draws other noise on each process. A bias of keys changes nothing, so its gradient is rounding,
+    # which AdamW makes steps of.
+    student |= {"drop_path_rate": 0.0, "qkv_bias": False}
+    head = {"head": str(tiny_prototypes)}
+    recipe["model"]["objectives"] += [
+        {"loss": {"class_path": "pathokd.losses.KoLeo"}, "weight": 0.1, "view": "student"},
+        {"loss": {"class_path": "pathokd.losses.DINO", "init_args": {**head, "diagonal": True}}, "view": "student"},
+        {
+            "loss": {"class_path": "pathokd.losses.IBOT", "init_args": {**head, "centring": "sinkhorn"}},
+            "tokens": "patches",
+        },
+    ]
+    recipe["model"] |= {"fidelity_tiles": 13, "standardize_steps": 3}
+    recipe["data"] |= {"val_batch_size": 3, "workers": 0}
+    recipe["trainer"] |= {"gradient_clip_val": 0.1, "log_every_n_steps": 1}
+    return recipe
+
+
+def logged(out: Path) -> pd.DataFrame:
+    table = pd.read_csv(next((out / "metrics").rglob("metrics.csv")))
+    return table.groupby("step").first()
+
+
+def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Path) -> None:
+    one = run(with_processes(gathered, 1), tmp_path / "one")
+    two = run(with_processes(gathered, 2), tmp_path / "two")
+    assert one["global_step"] == two["global_step"] >= 6
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+    a, b = logged(tmp_path / "one"), logged(tmp_path / "two")
+    assert list(a) == list(b)
+    assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
+    pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
+    best = [torch.load(tmp_path / name / "checkpoints/best.ckpt", weights_only=True) for name in ("one", "two")]
+    assert best[0]["epoch"] == best[1]["epoch"]
+
+
+@pytest.fixture
+def noisy(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
+    """On two processes, with noise that each draws for itself: 12 steps in three epochs."""
+    loss = {"class_path": "pathokd.losses.IBOT", "init_args": {"head": str(tiny_prototypes), "share": 0.5}}
+    recipe["model"]["objectives"].append({"loss": loss, "tokens": "patches"})
+    assert recipe["model"]["student"]["model_args"]["drop_path_rate"] > 0
+    recipe["data"]["workers"] = 0
+    recipe["trainer"]["accumulate_grad_batches"] = 1
+    return with_processes(recipe, 2)
+
+
+def wait_for_step(process: subprocess.Popen[bytes], out: Path, step: int) -> int:
+    """Wait for the checkpoint of `step` or a later one; which."""
+    last = out / "checkpoints/last.ckpt"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "ended before it could be killed: " + out.with_suffix(".log").read_text()
+        if last.exists():
+            reached = int(torch.load(last, weights_only=True)["global_step"])
+            if reached >= step:
+                return reached
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+def second_process(first: int) -> int:
+    """The process id of rank 1."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == first and b"LOCAL_RANK=1" in (folder / "environ").read_bytes():
+                return int(folder.name)
+        except (OSError, ValueError):  # gone meanwhile
+            continue
+    raise AssertionError(f"process {first} has no second one")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the second process in /proc")
+def test_one_process_or_all_killed_and_resumed_is_exact(noisy: dict[str, Any], tmp_path: Path) -> None:
+    whole = run(noisy, tmp_path / "whole")
+    out, often = tmp_path / "killed", ("--checkpoint_every", "1")
+    first = start(noisy, out, *often)
+    reached = wait_for_step(first, out, 2)
+    os.kill(second_process(first.pid), signal.SIGKILL)
+    assert first.wait(timeout=120) != 0  # the other one does not wait for ever
+    again = start(noisy, out, *often, "--resume", "true")
+    later = wait_for_step(again, out, max(reached + 1, 6))
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+    assert 2 <= reached < later < 12
+    resumed = run(noisy, out, "--resume", "true")
+    assert resumed["global_step"] == whole["global_step"] == 12
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    states = [[state["cpu"] for state in end["pathokd"]["random"]] for end in (whole, resumed)]
+    assert len(states[0]) == 2
+    assert not torch.equal(*states[0])  # each process has noise of its own
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 3}, {"max_epochs": 1}], ids=["mid-epoch", "between epochs"])
+def test_another_number_of_processes_is_refused(noisy: dict[str, Any], end: dict[str, int], tmp_path: Path) -> None:
+    noisy["trainer"] |= end
+    assert run(noisy, tmp_path / "run")["pathokd"]["processes"] == 2
+    noisy["trainer"] |= {"max_epochs": 3, "max_steps": -1}
+    alone = with_processes(noisy, 1)
+    assert start(alone, tmp_path / "run", "--resume", "true").wait(timeout=120) == 1
+    said = (tmp_path / "run.log").read_text()
+    assert "was written by a training of 2 process(es), and this is one of 1" in said
+    assert "trainer.devices x trainer.num_nodes = 2" in said
+    assert "Traceback" not in said
+
+
+def test_a_strategy_that_shards_is_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
+    noisy["trainer"]["strategy"] = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+    process = start(noisy, tmp_path / "run")
+    assert process.wait(timeout=120) != 0
+    said = (tmp_path / "run.log").read_text()
+    assert "trainer.strategy is ModelParallelStrategy, which shards the student" in said

@@ -1,0 +1,140 @@
+"""What two processes tell each other, against the sums over all rows in float64.
+
+Run this file as a script to be one of the processes; the test runs it so.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from pathokd.losses import KoLeo
+from pathokd.losses.assignment import sinkhorn_centre, token_count
+from pathokd.models.standardize import Standardizer
+from pathokd.processes import gather_equal, gather_objects, gather_rows, mean_over_processes, process_rank, world_size
+
+STEPS = ((5, 11), (0, 7), (6, 6))
+"""Rows that each of the two processes brings, step by step."""
+
+
+def tiles() -> torch.Tensor:
+    """Rows of very different means and scales, far from zero."""
+    x = torch.randn(sum(map(sum, STEPS)), 4, generator=torch.Generator().manual_seed(0))
+    return x * torch.tensor([1.0, 1e-3, 50.0, 1.0]) + torch.tensor([100.0, 1.0, -3.0, 0.0])
+
+
+def share(rank: int) -> list[torch.Tensor]:
+    """Rows of one process, step by step."""
+    parts = torch.split(tiles(), [rows for step in STEPS for rows in step])
+    return list(parts[rank::2])
+
+
+def as_process(rank: int, folder: Path) -> None:
+    """Be one of two, and write down what came of it."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    statistics, limited = Standardizer(4), Standardizer(4, freeze_after=20)
+    for rows in share(rank):
+        statistics.update(rows)
+        limited.update(rows)
+    weight = torch.eye(4).requires_grad_()
+    loss = KoLeo()(share(rank)[2] @ weight)
+    loss.backward()
+    prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
+    found: dict[str, Any] = {
+        "statistics": statistics.state_dict(),
+        "limited": limited.state_dict(),
+        "koleo": loss.detach(),
+        "gradient": mean_over_processes(weight.grad),  # type: ignore[arg-type]
+        "centre": sinkhorn_centre(share(rank)[2] / 50, prototypes, 0.1),
+        "tokens": token_count(share(rank)[2]),
+        "objects": gather_objects({"rank": rank}),
+        "equal": gather_equal(share(rank)[2]),
+        "who": (process_rank(), world_size()),
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    both = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_statistics_are_those_of_all_rows(found: list[dict[str, Any]]) -> None:
+    x = tiles().numpy().astype(np.float64)
+    for mine in found:
+        statistics = mine["statistics"]
+        np.testing.assert_allclose(statistics["_mean64"], x.mean(0), rtol=1e-13)
+        np.testing.assert_allclose(statistics["_m2"], x.var(0) * len(x), rtol=1e-12)
+        np.testing.assert_allclose(statistics["std"], x.std(0, ddof=1), rtol=1e-6)
+        assert statistics["count"] == len(x)
+    for name, value in found[0]["statistics"].items():
+        assert torch.equal(value, found[1]["statistics"][name])
+
+
+def test_each_process_by_itself_would_come_to_others(found: list[dict[str, Any]]) -> None:
+    alone = Standardizer(4)
+    for rows in share(0):
+        alone.update(rows)
+    np.testing.assert_allclose(alone.mean, torch.cat(share(0)).double().mean(0), rtol=1e-6)
+    together = found[0]["statistics"]
+    assert ((alone.mean - together["mean"]).abs() > 0.01 * together["std"]).all()
+
+
+def test_the_limit_counts_the_rows_of_all(found: list[dict[str, Any]]) -> None:
+    """5 + 11 and 0 + 7 rows reach 20; the last step comes too late."""
+    x = tiles()[:23].double()
+    for mine in found:
+        assert mine["limited"]["count"] == 23
+        torch.testing.assert_close(mine["limited"]["_mean64"], x.mean(0), rtol=1e-13, atol=0)
+
+
+def test_koleo_and_its_gradient_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    weight = torch.eye(4, dtype=torch.float64).requires_grad_()
+    whole = torch.cat([share(0)[2], share(1)[2]]).double()
+    unit = torch.nn.functional.normalize(whole @ weight, dim=-1)
+    nearest = (unit @ unit.T - 2 * torch.eye(len(unit))).argmax(1)
+    loss = -(unit - unit[nearest]).norm(dim=-1).log().mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    alone = KoLeo()(share(0)[2])
+    for mine in found:
+        assert mine["koleo"].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert abs(mine["koleo"] - alone) > 0.01
+        torch.testing.assert_close(mine["gradient"].double(), weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_balances_the_tokens_of_both(found: list[dict[str, Any]]) -> None:
+    prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
+    whole = torch.cat([share(0)[2], share(1)[2]]) / 50
+    expected = sinkhorn_centre(whole, prototypes, 0.1)
+    for mine in found:
+        torch.testing.assert_close(mine["centre"], expected, rtol=1e-5, atol=1e-5)
+        assert mine["tokens"] == len(whole) == 12
+
+
+def test_everyone_hears_everyone_in_the_order_of_ranks(found: list[dict[str, Any]]) -> None:
+    for rank, mine in enumerate(found):
+        assert mine["objects"] == [{"rank": 0}, {"rank": 1}]
+        assert mine["who"] == (rank, 2)
+        assert all(torch.equal(x, share(r)[2]) for r, x in enumerate(mine["equal"]))
+
+
+def test_alone_nothing_changes() -> None:
+    x = torch.randn(3, 2, requires_grad=True)
+    assert gather_rows(x) is x
+    assert gather_equal(x) == [x]
+    assert gather_objects(7) == [7]
+    assert torch.equal(mean_over_processes(x), x)
+    assert (process_rank(), world_size()) == (0, 1)
+
+
+if __name__ == "__main__":
+    as_process(int(sys.argv[1]), Path(sys.argv[2]))
