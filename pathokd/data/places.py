@@ -57,7 +57,7 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
     condition = np.unique(np.asarray(names, str), return_inverse=True)[1]
     table = pd.DataFrame(centre_um(frame), columns=["cx", "cy"]).assign(place=place, condition=condition)
     off = table[["cx", "cy"]] - table.groupby("place")[["cx", "cy"]].transform("median")
-    near = np.hypot(off["cx"], off["cy"]).to_numpy() <= TOLERANCE * tile_um(frame)
+    near = np.linalg.norm(off.to_numpy(), axis=1) <= TOLERANCE * tile_um(frame)
     first = ~table[near].duplicated(["place", "condition"])
     kept = table[near][first]
     kept = kept[kept.groupby("place")["condition"].transform("size") >= 2]

@@ -1,11 +1,12 @@
-"""The parts of the robust recipe, each added to the same base: equal steps, several seeds, one table.
+"""The parts of the robust recipe, each added to the same base from the same student: equal steps, one table.
 
     python tests/benchmarks/ablation_robust.py --seeds 0 1 2 --out runs/ablation/robust
 
-Training and measuring share no case, staining or scanner: students learn on phantoms in two stainings and scanners,
-registered with each other, and are measured on tile_data's. Arms are changes of configs/distill/robust_phantom.yaml;
-those with a last stage spend a quarter of their steps on it. Finished runs are kept, so a run that was stopped goes on,
-and arms or seeds may be added. Prints a Markdown table of the seeds that are there.
+Every arm goes on from the `clean / perturbed` student of ablation.py (the quickstart's recipe, 160 steps) for some steps
+with its own parts, so that arms of one seed are paired. These steps see other cases, stainings and scanners than what is
+measured on: phantoms in two stainings and two scanners, registered with each other; tile_data's slides measure. Arms are
+changes of configs/distill/robust_phantom_pairs.yaml. Finished runs are kept, so a run that was stopped goes on, and arms
+or seeds may be added. Prints a Markdown table of what is there.
 """
 
 import argparse
@@ -22,15 +23,13 @@ from ablation import ROOT, pathokd, registered
 
 from pathokd.phantom import write_cohort
 
-RECIPE = yaml.safe_load((ROOT / "configs/distill/robust_phantom.yaml").read_text(encoding="utf-8"))
-LAST = yaml.safe_load((ROOT / "configs/distill/robust_phantom_pairs.yaml").read_text(encoding="utf-8"))
+BEGIN = yaml.safe_load((ROOT / "configs/distill/robust_phantom_pairs.yaml").read_text(encoding="utf-8"))
 ARMS: dict[str, list[str]] = {
-    "clean / perturbed": [],
+    "clean / perturbed, longer": [],
+    "+ registered pairs": ["pairs"],
     "+ consistency": ["consistency"],
     "+ denoised targets, 4 directions": ["denoise4"],
     "+ relations, balanced": ["relations"],
-    "+ registered pairs at the end": ["pairs"],
-    "+ consistency + registered pairs": ["consistency", "pairs"],
     "all": ["consistency", "denoise4", "relations", "pairs"],
 }
 COLUMNS = {
@@ -47,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -85,38 +84,39 @@ def slug(arm: str) -> str:
 
 
 def train(out: Path, arm: str, seed: int, steps: int) -> None:
-    parts = ARMS[arm]
-    last_steps = steps // 4 if "pairs" in parts else 0
-    name = f"{slug(arm)}_{seed}"
-    first = configure(copy.deepcopy(RECIPE), out, parts, seed, steps - last_steps)
-    if not last_steps:
-        fit(first, out, name, student(out, arm, seed))
-        return
-    # Stages before the last are shared by arms that differ in the last alone.
-    before = "_".join(["first", *(part for part in parts if part != "pairs"), str(steps - last_steps), str(seed)])
-    fit(first, out, before, out / "stages" / before)
-    second = configure(copy.deepcopy(LAST), out, [p for p in parts if "denoise" in p], seed, last_steps)
-    second["model"]["student"]["init"] = str(out / "stages" / before)
-    fit(second, out, name, student(out, arm, seed))
+    """The first stage, which all arms of a seed share, and the arm's own steps."""
+    first = out / "first" / str(seed)
+    if not (first / "config.json").is_file():
+        words = ["--data.tiles", out / "eval_packed", "--data.seed", seed, "--seed_everything", seed]
+        words += ["--trainer.max_steps", 160, "--out", out / "runs" / f"first_{seed}"]
+        pathokd("fit", "--config", "configs/distill/quickstart.yaml", *words)
+        pathokd("export", out / "runs" / f"first_{seed}", "--out", first, "--which", "last", "--overwrite")
+    recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm])
+    recipe["model"]["student"]["init"] = str(first)
+    recipe["data"]["seed"] = recipe["seed_everything"] = seed
+    recipe["trainer"]["max_steps"] = steps
+    fit(recipe, out, f"{slug(arm)}_{seed}", student(out, arm, seed))
 
 
-def configure(recipe: dict[str, Any], out: Path, parts: list[str], seed: int, steps: int) -> dict[str, Any]:
+def configure(recipe: dict[str, Any], out: Path, parts: list[str]) -> dict[str, Any]:
     """The recipe with these parts and no others."""
     model, data = recipe["model"], recipe["data"]
-    model["teachers"]["embedded"]["targets"] = str(out / "targets")
+    teacher, objectives = model["teachers"]["embedded"], model["objectives"]
+    teacher["targets"] = str(out / "targets")
+    data |= {"tiles": str(out / "packed"), "val_fraction": 0.0, "workers": 0}
+    if "pairs" not in parts:
+        del data["registered"]
+        objectives[:] = [o for o in objectives if "InfoNCE" not in o["loss"]["class_path"]]
     for part in parts:
         if part.startswith("denoise"):
-            model["teachers"]["embedded"]["denoise"] = str(out / f"{part}.safetensors")
-    if "consistency" not in parts:
-        model["objectives"] = [o for o in model["objectives"] if "Consistency" not in o["loss"]["class_path"]]
-        data["photometric"].pop("student2", None)
+            teacher["denoise"] = str(out / f"{part}.safetensors")
+    if "consistency" in parts:
+        held = {"class_path": "pathokd.losses.Consistency", "init_args": {"centred": True}}
+        objectives.append({"loss": held, "view": ["student", "student2"], "weight": 0.5})
+        data["photometric"]["student2"] = data["photometric"]["student"]
     if "relations" in parts:
-        model["objectives"][1]["share"] = 0.25
-        relation = {"loss": {"class_path": "pathokd.losses.RKD"}, "view": "student", "share": 0.1875}
-        model["objectives"].append(relation)
-    data |= {"tiles": str(out / "packed"), "val_fraction": 0.0, "seed": seed, "workers": 0}
-    recipe["seed_everything"] = seed
-    recipe["trainer"]["max_steps"] = steps
+        objectives[1]["share"] = 0.25
+        objectives.append({"loss": {"class_path": "pathokd.losses.RKD"}, "view": "student", "share": 0.1875})
     return recipe
 
 
@@ -127,7 +127,7 @@ def fit(recipe: dict[str, Any], out: Path, name: str, exported: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     resume = ["--resume", "true"] if (run / "checkpoints/last.ckpt").is_file() else []
-    pathokd("fit", "--config", path, "--out", run, "--checkpoint_every", 40, *resume)
+    pathokd("fit", "--config", path, "--out", run, *resume)
     pathokd("export", run, "--out", exported, "--which", "last", "--overwrite")
 
 
@@ -136,14 +136,16 @@ def measure(out: Path) -> str:
     kept = out / "scores.json"
     scores = json.loads(kept.read_text()) if kept.is_file() else {}
     models = {"teacher": ROOT / "tile_data/teacher"}
+    models |= {f"first_{path.name}": path for path in sorted((out / "first").glob("*"))}
     models |= {path.name: path for path in sorted((out / "students").glob("*_*")) if (path / "config.json").is_file()}
     new = {name: path for name, path in models.items() if name not in scores}
     if new:
         scores |= registered(new, out / "eval_packed", out / "comparison.json")
         kept.write_text(json.dumps(scores, indent=2))
     lines = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " --- |" * len(COLUMNS)]
-    for arm in ("the teacher itself", *ARMS):
-        names = ["teacher"] if arm not in ARMS else [n for n in scores if n.rpartition("_")[0] == slug(arm)]
+    rows = {"the teacher itself": "teacher", "before": "first", **{arm: slug(arm) for arm in ARMS}}
+    for arm, kind in rows.items():
+        names = [name for name in scores if kind in (name, name.rpartition("_")[0])]
         if names:
             values = np.array([[scores[name][key] for key in COLUMNS.values()] for name in names])
             spread = values.std(0, ddof=1) if len(names) > 1 else np.full(len(COLUMNS), math.nan)
@@ -151,7 +153,7 @@ def measure(out: Path) -> str:
                 f"{m:.3f}" + ("" if math.isnan(s) else f" ({s:.3f})")
                 for m, s in zip(values.mean(0), spread, strict=True)
             ]
-            lines.append(f"| {arm} | {len(names) if arm in ARMS else ''} | " + " | ".join(cells) + " |")
+            lines.append(f"| {arm} | {len(names) if kind != 'teacher' else ''} | " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     (out / "table.md").write_text(text + "\n")
     return text

@@ -49,9 +49,7 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, step: int) -> int:
 
 
 @pytest.fixture(params=["plain", "robust"])
-def config(
-    recipe: dict[str, Any], registered_packed: Path, request: pytest.FixtureRequest, tmp_path: Path
-) -> Path:
+def config(recipe: dict[str, Any], registered_packed: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "robust":
         # Registered pairs, two views of the student, and weights that follow running means.
         data, model = recipe["data"], recipe["model"]

@@ -66,5 +66,5 @@ def test_an_anchor_without_partners_adds_nothing(place: list[int], condition: li
 
 
 def test_a_temperature_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"positive, got 0\.0"):
         RegisteredInfoNCE(0.0)
