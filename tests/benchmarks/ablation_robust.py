@@ -2,11 +2,11 @@
 
     python tests/benchmarks/ablation_robust.py --seeds 0 1 2 --out runs/ablation/robust
 
-Every arm goes on from the `clean / perturbed` student of ablation.py (the quickstart's recipe, 160 steps) for some steps
-with its own parts, so that arms of one seed are paired. These steps see other cases, stainings and scanners than what is
-measured on: phantoms in two stainings and two scanners, registered with each other; tile_data's slides measure. Arms are
-changes of configs/distill/robust_phantom_pairs.yaml. Finished runs are kept, so a run that was stopped goes on, and arms
-or seeds may be added. Prints a Markdown table of what is there.
+Every arm goes on from the `clean / perturbed` student of ablation.py (the quickstart's recipe, 160 steps) for some
+steps with its own parts, so that arms of one seed are paired. These steps see other cases, stainings and scanners than
+what is measured on: phantoms in two stainings and two scanners, registered with each other; tile_data's slides measure.
+Arms are changes of configs/distill/robust_phantom_pairs.yaml. Finished runs are kept, so a run that was stopped goes
+on, and arms or seeds may be added. Prints a Markdown table of what is there.
 """
 
 import argparse
