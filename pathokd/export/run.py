@@ -16,7 +16,7 @@ from pathokd.models.encoder import Encoder
 from pathokd.models.projector import Projector, make_projector
 from pathokd.models.standardize import Standardizer
 
-SCHEMA = "distillation/1"
+SCHEMA = "distillation/2"
 Which = Literal["best", "last"]
 
 
