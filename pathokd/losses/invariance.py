@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pathokd.processes import mean_over_processes
-
 from pathokd.losses.alignment import cosine_loss
+from pathokd.processes import mean_over_processes
 
 
 class InvarianceLoss(nn.Module):
@@ -30,8 +29,8 @@ class Consistency(InvarianceLoss):
     a heavy weight still costs what separates tiles: watch `val/knn_overlap`.
 
     Args:
-        centred: subtract from both views the mean of the anchors of the batch, of all processes. Class tokens share a large mean, which
-            alone makes any two of them alike; without it the loss sees what differs between tiles.
+        centred: subtract from both views the mean of the anchors of the batch, of all processes. Class tokens share a
+            large mean, which alone makes any two of them alike; without it the loss sees what differs between tiles.
 
     Reference:
         Chen and He 2021, "SimSiam" (arXiv 2011.10566), section 3: the stop-gradient.
