@@ -17,12 +17,13 @@ from pathokd.data.views import CLEAN
 from pathokd.distill.balance import Balance
 from pathokd.distill.batch_features import StudentCache, TargetCache, project, view_images
 from pathokd.distill.cached import CachedTeacher, open_teacher
-from pathokd.distill.denoise import denoise_identity, load_denoisers
+from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
+from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
 from pathokd.distill.terms import (
     alignment_term,
@@ -398,23 +399,13 @@ class DistillationModule(L.LightningModule):
             "student_card": asdict(self.evaluated.encoder.card),
             "projector": asdict(self.projector_spec),
             "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
-            "teachers": {key: self._teacher_facts(key) for key in self.teachers},
+            "teachers": {key: teacher_facts(self.teacher_specs[key], self.teacher(key)) for key in self.teachers},
             "prototypes": self._prototype_hashes(),
             "ema": self.ema is not None,
             "metrics": logged,
             "facts": self.training_facts,
             "processes": world_size(),
             "random": gather_objects(random_state(self.device)),
-        }
-
-    def _teacher_facts(self, key: str) -> dict[str, Any]:
-        teacher = self.teacher(key)
-        return {
-            "weights": self.teacher_specs[key].weights,
-            "weights_sha256": teacher.weights_sha256,
-            "card": asdict(teacher.card),
-            "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
-            "denoise": denoise_identity(self.teacher_specs[key]),
         }
 
     def _prototype_hashes(self) -> dict[str, str]:
@@ -425,20 +416,11 @@ class DistillationModule(L.LightningModule):
         saved = checkpoint.get("pathokd")
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
+        training = self._trainer is None or self._trainer.state.fn == "fit"
         for key, facts in saved["teachers"].items():
             if key not in self.teacher_specs:
                 continue
-            self._check_same_targets(key, facts.get("targets"))
-            if facts.get("denoise") != denoise_identity(self.teacher_specs[key]):
-                raise TrainingError(
-                    f"Teacher {key!r} was denoised otherwise when this checkpoint was written: resume with the same "
-                    f"model.teachers.{key}.denoise."
-                )
-            if facts["weights_sha256"] != self.teacher(key).weights_sha256:
-                raise TrainingError(
-                    f"Teacher {key!r} has other weights than when this checkpoint was written "
-                    f"({self.teacher_specs[key].weights}): resume with the same teacher."
-                )
+            check_teacher(key, self.teacher_specs[key], self.teacher(key), facts, training=training)
         for name, sha256 in saved.get("prototypes", {}).items():
             if name in self.prototypes and self._prototype_hashes()[name] != sha256:
                 raise TrainingError(
@@ -455,14 +437,3 @@ class DistillationModule(L.LightningModule):
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
         set_random_state(saved["random"][process_rank()], self.device)
-
-    def _check_same_targets(self, key: str, saved: str | None) -> None:
-        """A run goes on with the targets it began with; a finished student may be measured against either."""
-        teacher = self.teacher(key)
-        now = teacher.identity if isinstance(teacher, CachedTeacher) else None
-        if saved != now and (self._trainer is None or self._trainer.state.fn == "fit"):
-            names = ["a running teacher" if name is None else f"the stored targets {name}" for name in (saved, now)]
-            raise TrainingError(
-                f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]} now: resume with "
-                "the same model.teachers."
-            )

@@ -141,7 +141,11 @@ def _public_facts(facts: Mapping[str, Any], path: Path, untrained: bool) -> dict
     return {
         "teacher": ", ".join(teachers.values()),
         "teachers": {
-            key: {"name": teachers[key], "weights_sha256": teacher["weights_sha256"]}
+            key: {
+                "name": teachers[key],
+                "weights_sha256": teacher["weights_sha256"],
+                "denoise": teacher.get("denoise"),  # what its targets, and so the heads and cosines here, are without
+            }
             for key, teacher in facts["teachers"].items()
         },
         "data": facts["facts"].get("data"),

@@ -12,6 +12,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.distill.denoise_fit import DenoiseSpec, PlaceMoments, fit_denoiser
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
+from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.errors import StoreError, TrainingError
 from pathokd.export import export_student
 from pathokd.losses import DINO, MSE, RKD, Cosine
@@ -141,6 +142,17 @@ def test_another_teachers_directions_are_refused(denoiser: Path, tmp_path: Path)
     export_student(other, tmp_path / "other", licence="MIT")
     with pytest.raises(TrainingError, match="were taken from tiny with weights_sha256"):
         module(TeacherSpec(str(tmp_path / "other"), denoise=str(denoiser)))
+
+
+def test_a_run_goes_on_with_the_targets_it_began_with(denoiser: Path, tiny_teacher: Path) -> None:
+    facts: Any = {}
+    for name, path in (("raw", None), ("denoised", str(denoiser))):
+        built = module(TeacherSpec(str(tiny_teacher), denoise=path))
+        facts[name] = teacher_facts(built.teacher_specs["t"], built.teacher("t"))
+        check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts[name], training=True)
+    with pytest.raises(TrainingError, match=r"was not denoised when .*model\.teachers\.t\.denoise"):
+        check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts["raw"], training=True)
+    check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts["raw"], training=False)
 
 
 def test_prototypes_see_raw_tokens(denoiser: Path, tiny_teacher: Path, tiny_prototypes: Path) -> None:
