@@ -54,6 +54,32 @@ def write_manifest(folder: Path, slides: int = 3) -> Path:
 
 
 @pytest.fixture(scope="session")
+def registered_packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed folder of three cases of 16 places, each place under two stainings and two scanners; 64 px tiles."""
+    import cv2
+
+    from pathokd.data.pack import PackSpec, pack_tiles
+
+    folder, rows = tmp_path_factory.mktemp("registered"), []
+    for case in range(3):
+        rng = np.random.default_rng(case)
+        blobs = cv2.resize(rng.integers(60, 250, (32, 32, 3), dtype=np.uint8), (256, 256)).astype(np.float32)
+        for stain, colour in (("HE", (1.0, 0.8, 0.95)), ("violet", (0.8, 0.7, 1.0))):
+            for scanner, gain in (("S50", 1.0), ("S45", 0.85)):
+                slide = f"c{case}_{stain}_{scanner}"
+                write_pyramid(folder / f"{slide}.tif", (blobs * np.float32(colour) * gain).astype(np.uint8), 0.5)
+                rows += [
+                    {"slide_id": slide, "path": str(folder / f"{slide}.tif"), "x": x, "y": y, "case": f"c{case}",
+                     "stain": stain, "scanner": scanner, "patient": f"p{case}"}
+                    for x in range(0, 256, 64) for y in range(0, 256, 64)
+                ]  # fmt: skip
+    frame = pd.DataFrame(rows).assign(mpp=0.5, mpp_level0=0.5, tile_px=64, tissue_fraction=1.0, flag="")
+    TileManifest(frame, TileSpec(tile_px=64)).write(folder / "manifest.parquet")
+    pack_tiles(folder / "manifest.parquet", folder / "packed", PackSpec(), workers=1)
+    return folder / "packed"
+
+
+@pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random ViT with registers for 32 px, exported as a folder."""
     from pathokd.export import export_student

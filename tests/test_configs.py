@@ -32,10 +32,17 @@ def test_a_recipe_says_what_it_is_for(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains_two_steps(
-    recipe: Path, packed: Path, tiny_teacher: Path, tiny_prototypes: Path, tmp_path: Path
+    recipe: Path,
+    packed: Path,
+    registered_packed: Path,
+    tiny_teacher: Path,
+    tiny_prototypes: Path,
+    tmp_path: Path,
 ) -> None:
     """The recipe's objectives, views and optimiser as they are; teacher and student small enough for a test."""
     written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    registered = "registered" in written["data"]
+    packed = registered_packed if registered else packed
     teachers = written["model"]["teachers"]
     small = {
         "model": {
@@ -53,6 +60,11 @@ def test_a_recipe_trains_two_steps(
         "data": {"tiles": str(packed), "geometry": {"size_px": 32}, "val_fraction": 0.3, "split_by": "patient"},
         "trainer": {"accelerator": "cpu", "devices": 1, "max_steps": 2},
     }
+    if any("denoise" in spec for spec in teachers.values()):
+        directions = tmp_path / "denoise.safetensors"
+        assert main(["denoise", str(tiny_teacher), str(registered_packed), "--out", str(directions)]) == 0
+        for spec in small["model"]["teachers"].values():
+            spec["denoise"] = str(directions)
     for objective in written["model"]["objectives"]:
         if "head" in objective["loss"].get("init_args", {}):
             objective["loss"]["init_args"]["head"] = str(tiny_prototypes)
@@ -62,7 +74,7 @@ def test_a_recipe_trains_two_steps(
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     debug = ROOT / "configs/override/debug.yaml"
     args = ["fit", "--config", str(tmp_path / "small.yaml"), "--config", str(debug), "--out", str(tmp_path / "run")]
-    assert main(["--debug", *args]) == 0
+    assert main(["--debug", *args, *(["--data.batch_size", "4"] if registered else [])]) == 0
     assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
     assert (tmp_path / "run/config.yaml").is_file()
     assert main(["--debug", "export", str(tmp_path / "run"), "--out", str(tmp_path / "student")]) == 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pathokd.losses import KoLeo
+from pathokd.losses import RKD, Consistency, KoLeo, RegisteredInfoNCE
 from pathokd.losses.assignment import sinkhorn_centre, token_count
 from pathokd.models.standardize import Standardizer
 from pathokd.processes import gather_equal, gather_objects, gather_rows, mean_over_processes, process_rank, world_size
@@ -34,6 +34,17 @@ def share(rank: int) -> list[torch.Tensor]:
     return list(parts[rank::2])
 
 
+def relations(x: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+    """Losses among the tiles of a batch, of some rows of the whole batch of 12."""
+    place, condition = torch.arange(12) // 2 % 3, torch.arange(12) % 2
+    y = x.detach().square()
+    return {
+        "infonce": RegisteredInfoNCE()(x, place[rows], condition[rows]),
+        "rkd": RKD()(x, y),
+        "consistency": Consistency(centred=True)(x, y),
+    }
+
+
 def as_process(rank: int, folder: Path) -> None:
     """Be one of two, and write down what came of it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -44,12 +55,17 @@ def as_process(rank: int, folder: Path) -> None:
     weight = torch.eye(4).requires_grad_()
     loss = KoLeo()(share(rank)[2] @ weight)
     loss.backward()
+    among = torch.eye(4).requires_grad_()
+    values = relations(share(rank)[2] @ among, slice(6 * rank, 6 * rank + 6))
+    torch.stack(list(values.values())).sum().backward()
     prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
     found: dict[str, Any] = {
         "statistics": statistics.state_dict(),
         "limited": limited.state_dict(),
         "koleo": loss.detach(),
         "gradient": mean_over_processes(weight.grad),  # type: ignore[arg-type]
+        "relations": mean_over_processes(torch.stack(list(values.values()))),
+        "relations_gradient": mean_over_processes(among.grad),  # type: ignore[arg-type]
         "centre": sinkhorn_centre(share(rank)[2] / 50, prototypes, 0.1),
         "tokens": token_count(share(rank)[2]),
         "objects": gather_objects({"rank": rank}),
@@ -114,6 +130,18 @@ def test_koleo_and_its_gradient_are_those_of_the_whole_batch(found: list[dict[st
         assert mine["koleo"].item() == pytest.approx(loss.item(), rel=1e-5)
         assert abs(mine["koleo"] - alone) > 0.01
         torch.testing.assert_close(mine["gradient"].double(), weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_what_lies_between_tiles_is_that_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    among = torch.eye(4, dtype=torch.float64).requires_grad_()
+    whole = torch.cat([share(0)[2], share(1)[2]]).double()
+    values = torch.stack(list(relations(whole @ among, slice(0, 12)).values()))
+    values.sum().backward()  # type: ignore[no-untyped-call]
+    alone = torch.stack(list(relations(whole[:6].float(), slice(0, 6)).values()))
+    for mine in found:
+        torch.testing.assert_close(mine["relations"].double(), values.detach(), rtol=1e-4, atol=1e-6)
+        assert ((mine["relations"] - alone).abs() > 0.001).all()
+        torch.testing.assert_close(mine["relations_gradient"].double(), among.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_sinkhorn_balances_the_tokens_of_both(found: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "stain-stats": "Measure how a cohort is stained, for RandStainNA",
     "phantom": "Make slides of procedural H&E with ground truth, in several stainings and scanners",
     "prototypes": "Cluster a teacher's tokens into the head that DINO and iBOT need",
+    "denoise": "Find what stain and scanner do to a teacher's tokens, to keep it out of its targets",
     "cache": "Run a teacher over tiles once and store its targets, for any number of trainings",
     "fit": "Distil a teacher into a student, as a YAML file says",
     "validate": "Measure a checkpoint on the held-out tiles",
@@ -37,7 +38,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
-_OWN_FILES = ("cache", "quickstart", "robustness", "export", "overlay", "prototypes")
+_OWN_FILES = ("cache", "quickstart", "robustness", "export", "overlay", "prototypes", "denoise")
 
 
 def usage() -> str:

@@ -19,6 +19,7 @@ from pathokd.data.datamodule import TileDataModule
 from pathokd.distill.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
+    DataWait,
     FinalValidation,
     FiniteGuard,
     LastCheckpoint,
@@ -91,7 +92,7 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
-        callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), SayCost()]
+        callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), DataWait(), SayCost()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
@@ -148,6 +149,9 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor")  # nothing changes it in place
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # val_fraction: 0
+    # A default of albumentations that is a tuple; in a list's place it means the same.
+    warnings.filterwarnings("ignore", r"\s*Dump of a value that does not round-trip: a tuple")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")

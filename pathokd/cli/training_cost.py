@@ -12,7 +12,6 @@ from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN, crop_of
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.module import DistillationModule
-from pathokd.losses import SpreadLoss
 
 
 class SayCost(Callback):
@@ -67,7 +66,7 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
 
 def _teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
     first = next(iter(module.teacher_specs))
-    asked = (objective for objective in module.objectives if not isinstance(objective.loss, SpreadLoss))
+    asked = (objective for objective in module.objectives if objective.asks_teacher)
     return {(objective.teacher or first, view) for objective in asked for view in objective.teacher_views}
 
 

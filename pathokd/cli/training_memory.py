@@ -19,7 +19,7 @@ from pathokd.data.views import Geometry, Views, crop_of
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
 from pathokd.distill.strategy import shards_of
-from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.losses import AlignmentLoss, PrototypeLoss
 from pathokd.losses.assignment import CHUNK_ELEMENTS
 from pathokd.models.teacher import Teacher
 
@@ -107,8 +107,8 @@ def _head_bytes(
     itemsize: int,
 ) -> int:
     """What the head and the loss of an objective keep for the backward pass."""
-    if isinstance(objective.loss, SpreadLoss) or module.net is None:
-        return 0
+    if not isinstance(objective.loss, AlignmentLoss | PrototypeLoss) or module.net is None:
+        return 0  # compares class tokens as they are
     key = objective.teacher or next(iter(module.teacher_specs))
     tokens = sum(images[view] * (1 if objective.tokens == "cls" else student[view].tokens) for view in objective.views)
     if isinstance(objective.loss, AlignmentLoss):
@@ -131,7 +131,7 @@ def _target_bytes(module: DistillationModule, batch_size: int) -> int:
     seen = {
         (objective.teacher or first, view)
         for objective in module.objectives
-        if not isinstance(objective.loss, SpreadLoss)
+        if objective.asks_teacher
         for view in objective.teacher_views
     }
     for key, _ in seen:

@@ -17,12 +17,16 @@ class TileBatch(TypedDict):
     index: rows of the tile source, (batch,).
     key: one name per tile, for messages.
     targets: teacher to its stored targets of these tiles, undecoded, by array name (`pathokd.data.targets`).
+    place, condition: numbers of what tissue a tile shows and under which staining and scanner, where tiles are
+        registered (`pathokd.data.places`).
     """
 
     views: dict[str, UInt8[Tensor, "batch *count 3 height width"]]
     index: Int64[Tensor, " batch"]
     key: list[str]
     targets: NotRequired[dict[str, dict[str, Tensor]]]
+    place: NotRequired[Int64[Tensor, " batch"]]
+    condition: NotRequired[Int64[Tensor, " batch"]]
 
 
 class Draw(NamedTuple):

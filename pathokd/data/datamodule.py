@@ -1,6 +1,7 @@
 """The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
-from pathokd.data.samplers import ResumableBatchSampler
+from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
+from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
 from pathokd.data.targets import TargetStore
 from pathokd.data.views import Geometry, Views, orientation
 from pathokd.data.wsi import open_tiles
@@ -70,12 +72,19 @@ class ViewDataset(Dataset[Any]):
         rows: of the tiles drawn from.
         views: drawn of each.
         targets: teacher to its stored targets. With any, each tile keeps the one geometry they were computed on.
+        registered: place and condition of each of `rows`, to be told with it.
     """
 
     def __init__(
-        self, source: TileSource, rows: IntArray, views: Views, targets: Mapping[str, TargetStore] | None = None
+        self,
+        source: TileSource,
+        rows: IntArray,
+        views: Views,
+        targets: Mapping[str, TargetStore] | None = None,
+        registered: Registered | None = None,
     ) -> None:
         self.source, self.rows, self.views, self.targets = source, rows, views, targets or {}
+        self.registered = registered
         self._keys = source.index["key"].to_list()
 
     def __len__(self) -> int:
@@ -86,7 +95,11 @@ class ViewDataset(Dataset[Any]):
         key = self._keys[row]
         views = self.views(self.source.read(row), draw, orientation(key) if self.targets else None)
         targets = {teacher: store.read(row) for teacher, store in self.targets.items()}
-        return {"views": views, "index": row, "key": key, "targets": targets}
+        item = {"views": views, "index": row, "key": key, "targets": targets}
+        if self.registered is not None:
+            place, condition = self.registered
+            item |= {"place": int(place[draw.position]), "condition": int(condition[draw.position])}
+        return item
 
 
 def collate(items: list[dict[str, Any]]) -> TileBatch:
@@ -104,7 +117,17 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
             }
             for teacher, arrays in first["targets"].items()
         }
+    if "place" in first:
+        batch["place"] = torch.tensor([item["place"] for item in items])
+        batch["condition"] = torch.tensor([item["condition"] for item in items])
     return batch
+
+
+def _give_way(worker: int) -> None:
+    """On a CPU workers take turns with the model, which waits with all its threads for the one that was put aside."""
+    del worker
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def _stack(images: list[Rgb]) -> torch.Tensor:
@@ -115,16 +138,21 @@ def _stack(images: list[Rgb]) -> torch.Tensor:
 class ResumableLoader(DataLoader[TileBatch]):
     """A DataLoader that Lightning can save and restore in mid-epoch.
 
-    Only batches handed to the trainer count as done, however many the workers have read ahead.
+    Only batches handed to the trainer count as done, however many the workers have read ahead. `waited_s` is how long
+    the trainer has waited for batches in all.
     """
 
     batch_sampler: ResumableBatchSampler
+    waited_s = 0.0
 
     def __iter__(self) -> Iterator[TileBatch]:  # type: ignore[override]
         # A generator on purpose: workers start at the first batch, after the trainer has told the sampler its epoch.
+        started = time.perf_counter()
         for batch in super().__iter__():
+            self.waited_s += time.perf_counter() - started
             self.batch_sampler.done += 1
             yield batch
+            started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """Position of the sampler."""
@@ -152,6 +180,9 @@ class TileDataModule(L.LightningDataModule):
         seed: decides the split, the order and every view.
         targets: teacher to the folder of its stored targets, whose geometry `geometry` must be; `pathokd fit` takes
             them from `model.teachers.NAME.targets`.
+        registered: train on registered tiles only, in batches of places under two conditions each, for
+            `pathokd.losses.RegisteredInfoNCE`; names the columns that say what is registered. Stored targets keep each
+            tile's own orientation, so that the two tiles of a place are turned differently.
     """
 
     def __init__(
@@ -167,6 +198,7 @@ class TileDataModule(L.LightningDataModule):
         val_batch_size: int | None = None,
         seed: int = 0,
         targets: dict[str, str] | None = None,
+        registered: RegisteredSpec | None = None,
     ) -> None:
         super().__init__()
         self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
@@ -176,6 +208,7 @@ class TileDataModule(L.LightningDataModule):
         self.val_fraction, self.split_by = val_fraction, split_by
         self.val_batch_size = val_batch_size or batch_size
         self.source: TileSource | None = None
+        self.registered = registered
         self.target_folders = targets or {}
         self.targets: dict[str, TargetStore] = {}
 
@@ -204,16 +237,23 @@ class TileDataModule(L.LightningDataModule):
         """Batches of random views, never the same in two epochs."""
         source = self._source()
         rank, world = self._process()
-        sampler = ResumableBatchSampler(
-            len(self.train_rows), self.batch_size, seed=self.seed, rank=rank, world_size=world
-        )
+        registered: Registered | None = None
+        if self.registered is None:
+            sampler = ResumableBatchSampler(
+                len(self.train_rows), self.batch_size, seed=self.seed, rank=rank, world_size=world
+            )
+        else:
+            registered = registered_tiles(source.index.iloc[self.train_rows].reset_index(drop=True), self.registered)
+            sampler = PlaceBatchSampler(registered, self.batch_size, seed=self.seed, rank=rank, world_size=world)
         if len(sampler) == 0:
             raise ManifestError(
                 f"{len(self.train_rows)} training tiles fill no batch of {self.batch_size} on {world} process(es): "
                 "add slides or lower data.batch_size."
             )
         return ResumableLoader(
-            ViewDataset(source, self.train_rows, self.views, self.targets), batch_sampler=sampler, **self._options()
+            ViewDataset(source, self.train_rows, self.views, self.targets, registered),
+            batch_sampler=sampler,
+            **self._options(),
         )
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
@@ -260,6 +300,7 @@ class TileDataModule(L.LightningDataModule):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": None if torch.cuda.is_available() else _give_way,
             # Its own generator: seeding workers must not advance the global stream, which a resumed run restores.
             "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -75,6 +75,7 @@ class PackedTiles:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._index, self.header = read_index(self.folder / INDEX_NAME)
+        self._keys = self._index["key"].to_list()
         self._shards = self._index["shard"].to_list()
         self._offsets = self._index["offset"].to_numpy()
         self._sizes = self._index["size"].to_numpy()
@@ -109,7 +110,7 @@ class PackedTiles:
 
     def read(self, row: int) -> Rgb:
         """The tile in `row`, uint8 (height, width, 3)."""
-        return decode(self.read_encoded(row), f"Tile {self._index['key'].iloc[row]} of {self.folder}")
+        return decode(self.read_encoded(row), f"Tile {self._keys[row]} of {self.folder}")
 
     def _handle(self, shard: str) -> int:
         if self._pid != os.getpid():

@@ -1,8 +1,85 @@
 """Which tiles show one place: slides of a case are registered when the same microns are the same tissue."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from pathokd.errors import ManifestError
+
+TOLERANCE = 0.05
+"""Largest distance of two tiles of one place, as a share of the tile's side."""
+
+
+@dataclass(frozen=True)
+class RegisteredSpec:
+    """Which columns say that tiles are registered.
+
+    Args:
+        case: slides of one case are registered with each other: the same microns are the same tissue.
+        conditions: columns that together name the condition a tile is seen under.
+    """
+
+    case: str = "case"
+    conditions: tuple[str, ...] = ("stain", "scanner")
+
+    def __post_init__(self) -> None:
+        if not self.conditions:
+            raise ValueError("conditions must name at least one column, such as scanner.")
+
+
+class Registered(NamedTuple):
+    """Numbers of place and condition, one of each per tile, (n,)."""
+
+    place: npt.NDArray[np.int64]
+    """-1 where a tile has no partner under another condition."""
+    condition: npt.NDArray[np.int64]
+
+
+def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec()) -> Registered:
+    """Which tiles show one place under several conditions.
+
+    Of a place, tiles that lie further than the tolerance from its median position are no part of it, and of several
+    under one condition the first counts.
+
+    Args:
+        frame: Manifest or packed index.
+        spec: The columns.
+
+    Raises:
+        ManifestError: A column is missing, or no place is seen under two conditions.
+    """
+    require_columns(frame, (spec.case, *spec.conditions, "x", "y", "mpp", "mpp_level0", "tile_px"))
+    place = np.unique(place_ids(frame, spec.case), return_inverse=True)[1]
+    names = frame[list(spec.conditions)].astype(str).agg("/".join, axis=1)
+    condition = np.unique(np.asarray(names, str), return_inverse=True)[1]
+    table = pd.DataFrame(centre_um(frame), columns=["cx", "cy"]).assign(place=place, condition=condition)
+    off = table[["cx", "cy"]] - table.groupby("place")[["cx", "cy"]].transform("median")
+    near = np.linalg.norm(off.to_numpy(), axis=1) <= TOLERANCE * tile_um(frame)
+    first = ~table[near].duplicated(["place", "condition"])
+    kept = table[near][first]
+    kept = kept[kept.groupby("place")["condition"].transform("size") >= 2]
+    if kept.empty:
+        raise ManifestError(
+            f"The tiles hold no registered pairs: no place of a {spec.case} is seen under two of the "
+            f"{len(set(names))} conditions in {' and '.join(spec.conditions)}. Tile slides of the same tissue that are "
+            "registered in microns, or make such tiles with `pathokd simulate`."
+        )
+    out = np.full(len(frame), -1, np.int64)
+    out[kept.index] = np.unique(kept["place"], return_inverse=True)[1]
+    return Registered(out, condition.astype(np.int64))
+
+
+def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
+    """Raise ManifestError naming the columns that `frame` lacks."""
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise ManifestError(
+            f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
+            f"(there are {', '.join(map(str, frame))})."
+        )
 
 
 def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:

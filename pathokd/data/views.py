@@ -19,6 +19,7 @@ from pathokd.types import Rgb
 
 CLEAN = "clean"
 """The view without photometric change; the teacher's by default. Also the name of the crop it is a view of."""
+_TURNS = (None, cv2.ROTATE_90_COUNTERCLOCKWISE, cv2.ROTATE_180, cv2.ROTATE_90_CLOCKWISE)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ def crop_box(tile_px: int, scale: tuple[float, float], rng: np.random.Generator)
 
 def d4(image: Rgb, element: int) -> Rgb:
     """One of the eight symmetries of the square: `element % 4` quarter turns, mirrored first if `element >= 4`."""
-    turned = np.rot90(image[:, ::-1] if element >= 4 else image, element % 4)
-    return np.ascontiguousarray(turned)
+    mirrored = cv2.flip(image, 1) if element >= 4 else image
+    turn = _TURNS[element % 4]
+    return np.asarray(mirrored if turn is None else cv2.rotate(mirrored, turn), np.uint8)
 
 
 def resize(image: Rgb, size_px: int) -> Rgb:

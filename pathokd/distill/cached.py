@@ -95,6 +95,8 @@ class CachedTeacher(nn.Module):
         Raises:
             StoreError: another view than the clean one, or patch tokens where there are none.
         """
+        if not objective.asks_teacher:
+            return
         other = next((view for view in objective.teacher_views if view != CLEAN), None)
         if other is not None:
             raise StoreError(

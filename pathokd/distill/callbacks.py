@@ -67,17 +67,41 @@ class FiniteGuard(Callback):
         )
 
 
-class PlainProgress(Callback):
-    """One line every few seconds with step, loss, speed and time left, for logs and pipes."""
+class DataWait(Callback):
+    """Logs `train/data_wait`, the share of a step that the trainer waited for its tiles: more workers lower it."""
 
     def __init__(self) -> None:
-        self._started = self._said = 0.0
+        self._started = self._waited = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clocks."""
+        self._started, self._waited = time.perf_counter(), _waited_s(trainer)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the share since the end of the step before, and start again."""
+        now, waited = time.perf_counter(), _waited_s(trainer)
+        pl_module.log("train/data_wait", (waited - self._waited) / max(now - self._started, 1e-9))
+        self._started, self._waited = now, waited
+
+
+def _waited_s(trainer: L.Trainer) -> float:
+    """Seconds that the training data kept the trainer waiting; 0 of a loader that does not count them."""
+    return float(getattr(trainer.train_dataloader, "waited_s", 0.0))
+
+
+class PlainProgress(Callback):
+    """One line every few seconds with step, loss, speed, wait for data and time left, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._started = self._said = self._waited = 0.0
         self._first = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._started = self._said = time.monotonic()
-        self._first = trainer.global_step
+        self._first, self._waited = trainer.global_step, _waited_s(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,11 +112,13 @@ class PlainProgress(Callback):
         last = trainer.global_step == total
         if not trainer.is_global_zero or done < 1 or (now - self._said < PLAIN_INTERVAL_S and not last):
             return
-        self._said = now
+        waited = (_waited_s(trainer) - self._waited) / (now - self._said)
+        self._said, self._waited = now, _waited_s(trainer)
         pace = (now - self._started) / done
         tiles = len(batch["key"]) * trainer.world_size * trainer.accumulate_grad_batches / pace
         line = (
             f"step {trainer.global_step}/{total}  loss {float(outputs['mean']):.4f}  {tiles:.1f} tiles/s  "
+            f"{waited:.0%} waiting for data  "
             f"{(total - trainer.global_step) * pace:.0f} s left"
         )
         print(line, file=sys.stderr, flush=True)  # noqa: T201

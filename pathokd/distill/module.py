@@ -12,18 +12,29 @@ from torch import Tensor, nn
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
+from pathokd.distill.balance import Balance
 from pathokd.distill.batch_features import StudentCache, TargetCache, project, view_images
 from pathokd.distill.cached import CachedTeacher, open_teacher
+from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
-from pathokd.distill.prototypes import Agreement, head_sha256, load_heads, plan_temperatures, view_pairs
+from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
+from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
 from pathokd.distill.strategy import check_strategy, spread
-from pathokd.distill.terms import alignment_term, prototype_term, spread_term
+from pathokd.distill.terms import (
+    alignment_term,
+    invariance_term,
+    place_term,
+    prototype_term,
+    relation_term,
+    spread_term,
+)
+from pathokd.distill.warm_start import start_heads
 from pathokd.errors import TrainingError
-from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.losses import AlignmentLoss, InvarianceLoss, PlaceLoss, PrototypeLoss, RelationLoss, SpreadLoss
 from pathokd.models.dino_head import DinoHeadSpec
 from pathokd.models.ema import Ema
 from pathokd.models.features import Features
@@ -34,7 +45,7 @@ from pathokd.models.teacher import Teacher, TeacherSpec
 from pathokd.processes import gather_objects, mean_over_processes, process_rank, world_size
 from pathokd.types import FloatArray
 
-CHECKPOINT_SCHEMA = "distillation/1"
+CHECKPOINT_SCHEMA = "distillation/2"
 _BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
     (AlignmentLoss, "val/cosine_cls", "max"),
     (PrototypeLoss, "val/kl_cls", "min"),
@@ -98,6 +109,8 @@ class DistillationModule(L.LightningModule):
         # A Teacher keeps its encoder out of the module tree: registering it moves it along and stores nothing.
         self.teachers = nn.ModuleDict()
         self.prototypes = nn.ModuleDict()
+        self.denoisers = nn.ModuleDict()
+        self.balance = Balance(objectives) if any(objective.share is not None for objective in objectives) else None
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
         self._fidelity: dict[str, Fidelity] = {}
@@ -125,13 +138,16 @@ class DistillationModule(L.LightningModule):
         teachers = {key: self.teacher(key) for key in self.teacher_specs}
         heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], teachers)
         self.prototypes.update(heads)
+        compared = list(self._targets((AlignmentLoss, RelationLoss)))
+        self.denoisers.update(load_denoisers(self.teacher_specs, teachers, compared))
         counts = {key: head.count for key, head in heads.items()}
         self.net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
         self.statistics = nn.ModuleDict(
-            {head_key(key, tokens): self._standardizer(key, tokens) for key, tokens, _ in wanted}
+            {head_key(key, tokens): self._standardizer(key, tokens) for key, tokens in compared}
             if self.standardize_steps
             else {}
         )
+        start_heads(self.net, self.student_spec.init, teachers, dict(self.statistics.items()))
         self.ema = Ema(self.net, self.ema_momentum[0]) if self.ema_momentum else None
         if self.compile_models:
             running = (teacher.encoder for teacher in self.teachers.values() if isinstance(teacher, Teacher))
@@ -167,12 +183,12 @@ class DistillationModule(L.LightningModule):
         teacher = self.teacher(key)
         return teacher.standardizer(tokens) if isinstance(teacher, CachedTeacher) else Standardizer(teacher.embed_dim)
 
-    def _targets(self) -> Iterator[tuple[str, Tokens]]:
-        """Distinct (teacher, tokens) of the objectives with a projector, in order."""
+    def _targets(self, kinds: tuple[type[nn.Module], ...] = (AlignmentLoss,)) -> Iterator[tuple[str, Tokens]]:
+        """Distinct (teacher, tokens) of the objectives of some kinds, in order; by default those with a projector."""
         yield from dict.fromkeys(
             (self._teacher_of(objective), objective.tokens)
             for objective in self.objectives
-            if isinstance(objective.loss, AlignmentLoss)
+            if isinstance(objective.loss, kinds)
         )
 
     def _teacher_of(self, objective: Objective) -> str:
@@ -194,6 +210,9 @@ class DistillationModule(L.LightningModule):
         means = mean_over_processes(torch.stack([losses.total, *losses.parts.values()]))
         self.log("train/loss", means[0], prog_bar=True)
         self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
+        if self.balance is not None:
+            shared = zip(self.objectives, self.weights(), strict=True)
+            self.log_dict({f"train/weight/{o.name}": weight for o, weight in shared if o.share is not None})
         parts = {name: part.detach() for name, part in losses.parts.items()}
         return {"loss": losses.total, "mean": means[0], "parts": parts}
 
@@ -204,26 +223,42 @@ class DistillationModule(L.LightningModule):
         views = batch["views"]
         seen, targets = StudentCache(self.net, views), self._targets_of(batch)
         crops = self._known_crops()
-        parts: dict[str, Tensor] = {}
-        total = torch.zeros((), device=self.device)
+        parts: list[Tensor] = []
         for objective in self.objectives:
             loss, key = objective.loss, self._teacher_of(objective)
             if isinstance(loss, SpreadLoss):
                 part = spread_term(objective, loss, seen)
+            elif isinstance(loss, InvarianceLoss):
+                part = invariance_term(objective, loss, seen)
+            elif isinstance(loss, PlaceLoss):
+                part = place_term(objective, loss, seen, batch)
+            elif isinstance(loss, RelationLoss):
+                part = relation_term(objective, loss, key, seen, targets, crops)
             elif isinstance(loss, PrototypeLoss):
                 head, temperature = self.prototype_head(key, objective.tokens), self._temperature(objective.name, loss)
                 part = prototype_term(objective, loss, key, self.net, head, seen, targets, crops, temperature)
             else:
                 part = alignment_term(objective, loss, key, self.net, seen, targets, crops)
-            parts[objective.name] = part
-            total = total + objective.weight * part
-        return Losses(total, parts)
+            parts.append(part)
+        if self.balance is not None and self.training:
+            self.balance.update(torch.stack(parts))
+        total = parts[0].new_zeros(())
+        for weight, part in zip(self.weights(), parts, strict=True):
+            total = total + weight * part
+        return Losses(total, {objective.name: part for objective, part in zip(self.objectives, parts, strict=True)})
+
+    def weights(self) -> list[Any]:
+        """Factor of each objective at this moment: its own, or what keeps it at its share."""
+        own = [objective.weight for objective in self.objectives]
+        return own if self.balance is None else list(self.balance.now())
 
     def _targets_of(self, batch: TileBatch) -> TargetCache:
         return TargetCache(self.teachers, self.prototypes, self._standardise, batch)
 
     def _standardise(self, name: str, raw: Tensor) -> Tensor:
         """Tokens in the scale of the target called `name`, whose statistics they enter in the first steps."""
+        if name in self.denoisers:
+            raw = self.denoisers[name](raw)
         if not self.standardize_steps:
             return raw
         statistics: Standardizer = self.statistics[name]  # type: ignore[assignment]
@@ -272,8 +307,7 @@ class DistillationModule(L.LightningModule):
             self.crops = data.views.crops
             self.training_facts["data"] = data.described()
         for objective in self.objectives:
-            if not isinstance(objective.loss, SpreadLoss):
-                view_pairs(objective, self._known_crops())  # what cannot be paired is refused before the first step
+            check_views(objective, self._known_crops())  # what cannot be paired is refused before the first step
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""
@@ -351,22 +385,13 @@ class DistillationModule(L.LightningModule):
             "student_card": asdict(self.evaluated.encoder.card),
             "projector": asdict(self.projector_spec),
             "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
-            "teachers": {key: self._teacher_facts(key) for key in self.teachers},
+            "teachers": {key: teacher_facts(self.teacher_specs[key], self.teacher(key)) for key in self.teachers},
             "prototypes": self._prototype_hashes(),
             "ema": self.ema is not None,
             "metrics": logged,
             "facts": self.training_facts,
             "processes": world_size(),
             "random": gather_objects(random_state(self.device)),
-        }
-
-    def _teacher_facts(self, key: str) -> dict[str, Any]:
-        teacher = self.teacher(key)
-        return {
-            "weights": self.teacher_specs[key].weights,
-            "weights_sha256": teacher.weights_sha256,
-            "card": asdict(teacher.card),
-            "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
         }
 
     def _prototype_hashes(self) -> dict[str, str]:
@@ -377,15 +402,11 @@ class DistillationModule(L.LightningModule):
         saved = checkpoint.get("pathokd")
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
+        training = self._trainer is None or self._trainer.state.fn == "fit"
         for key, facts in saved["teachers"].items():
             if key not in self.teacher_specs:
                 continue
-            self._check_same_targets(key, facts.get("targets"))
-            if facts["weights_sha256"] != self.teacher(key).weights_sha256:
-                raise TrainingError(
-                    f"Teacher {key!r} has other weights than when this checkpoint was written "
-                    f"({self.teacher_specs[key].weights}): resume with the same teacher."
-                )
+            check_teacher(key, self.teacher_specs[key], self.teacher(key), facts, training=training)
         for name, sha256 in saved.get("prototypes", {}).items():
             if name in self.prototypes and self._prototype_hashes()[name] != sha256:
                 raise TrainingError(
@@ -401,17 +422,4 @@ class DistillationModule(L.LightningModule):
                 f"{world_size()}: each has random numbers of its own, so the run would become another one; resume with "
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
-        # Checkpoints that were written before several processes could be resumed hold the stream of one.
-        states = saved["random"] if "random" in saved else [{"cpu": saved["torch_rng"]}]
-        set_random_state(states[process_rank()], self.device)
-
-    def _check_same_targets(self, key: str, saved: str | None) -> None:
-        """A run goes on with the targets it began with; a finished student may be measured against either."""
-        teacher = self.teacher(key)
-        now = teacher.identity if isinstance(teacher, CachedTeacher) else None
-        if saved != now and (self._trainer is None or self._trainer.state.fn == "fit"):
-            names = ["a running teacher" if name is None else f"the stored targets {name}" for name in (saved, now)]
-            raise TrainingError(
-                f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]} now: resume with "
-                "the same model.teachers."
-            )
+        set_random_state(saved["random"][process_rank()], self.device)

@@ -137,7 +137,7 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
     settings: dict[str, Any] = {
         "teacher": card.name,
         "weights_sha256": teacher.encoder.weights_sha256,
-        "weights_sha256_bf16": _bf16_sha256(teacher),
+        "weights_sha256_bf16": bf16_sha256(teacher),
         "image_px": card.image_px,
         "mean": list(card.mean),
         "std": list(card.std),
@@ -148,7 +148,7 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
     return make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
 
 
-def _bf16_sha256(teacher: Teacher) -> str:
+def bf16_sha256(teacher: Teacher) -> str:
     """Hash of the same weights cast to bf16, in which the teacher may run during training."""
     state = teacher.encoder.model.state_dict()
     return state_sha256({k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()})

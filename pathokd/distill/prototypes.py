@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from pathokd.distill.network import head_key
 from pathokd.distill.objective import Objective
 from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import TrainingError
-from pathokd.losses import PrototypeLoss
+from pathokd.losses import InvarianceLoss, PrototypeLoss
 from pathokd.losses.assignment import assign, chunk_rows
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
@@ -60,6 +61,22 @@ def view_pairs(objective: Objective, crops: Collection[str]) -> list[tuple[str, 
     return pairs
 
 
+def check_views(objective: Objective, crops: Collection[str]) -> None:
+    """Refuse an objective whose views cannot be compared.
+
+    Raises:
+        ValueError: see `view_pairs`; or patches of two views of the student that are of different crops.
+    """
+    if objective.asks_teacher:
+        view_pairs(objective, crops)
+    shown = {crop_of(view, crops) for view in objective.views}
+    if isinstance(objective.loss, InvarianceLoss) and objective.tokens == "patches" and len(shown) > 1:
+        raise ValueError(
+            f"Objective {objective.name} compares patches of the crops {' and '.join(sorted(shown))}, which show other "
+            "tissue: name two views of one crop, or compare cls tokens."
+        )
+
+
 def load_heads(
     objectives: Iterable[tuple[str, Objective]], teachers: Mapping[str, Teacher | CachedTeacher]
 ) -> dict[str, PrototypeHead]:
@@ -99,19 +116,30 @@ def _load(loss: PrototypeLoss, objective: Objective, key: str, teacher: Teacher 
     if loss.head is None:
         return PrototypeHead.random(teacher.embed_dim, loss.random_prototypes or 0)
     made = read_header(loss.head)["settings"]
+    differs = made_from(made, teacher)
+    if differs is not None:
+        raise TrainingError(
+            f"The prototypes in {loss.head} were made from {made['teacher']} with {differs}: make them for the teacher "
+            f"{key!r} of this run."
+        )
+    return read_head(loss.head, objective.tokens)
+
+
+def made_from(made: Mapping[str, Any], teacher: Teacher | CachedTeacher) -> str | None:
+    """Whether a file was made from this teacher, running in fp32 or bf16; None if so, else what differs.
+
+    Args:
+        made: settings in the file's header.
+        teacher: the teacher here.
+    """
     sha256 = teacher.weights_sha256
     mine = {
         "weights_sha256": made["weights_sha256"] if sha256 == made["weights_sha256_bf16"] else sha256,
         "mean": list(teacher.card.mean),
         "std": list(teacher.card.std),
     }
-    differs = [name for name, value in mine.items() if made[name] != value]
-    if differs:
-        raise TrainingError(
-            f"The prototypes in {loss.head} were made from {made['teacher']} with {differs[0]} = "
-            f"{made[differs[0]]!r}, teacher {key!r} has {mine[differs[0]]!r}: make them for this teacher."
-        )
-    return read_head(loss.head, objective.tokens)
+    differs = next((name for name, value in mine.items() if made[name] != value), None)
+    return None if differs is None else f"{differs} = {made[differs]!r}, which is {mine[differs]!r} here"
 
 
 def plan_temperatures(objectives: Iterable[Objective], steps: int) -> dict[str, FloatArray]:

@@ -5,17 +5,58 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from pathokd.data.batch import TileBatch
 from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, one_below_the_other, project
 from pathokd.distill.network import ProjectedStudent
 from pathokd.distill.objective import Objective
 from pathokd.distill.prototypes import centre_of, view_pairs
-from pathokd.losses import IBOT, AlignmentLoss, PrototypeLoss, SpreadLoss
+from pathokd.losses import IBOT, AlignmentLoss, InvarianceLoss, PlaceLoss, PrototypeLoss, RelationLoss, SpreadLoss
 from pathokd.models.prototype_head import PrototypeHead
 
 
 def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache) -> Tensor:
     """The student's class tokens among themselves, each view by itself."""
     return torch.stack([loss(seen[view].cls) for view in objective.views]).mean()
+
+
+def invariance_term(objective: Objective, loss: InvarianceLoss, seen: StudentCache) -> Tensor:
+    """Two views of the student; the second is held still."""
+    x, anchor = (getattr(seen[view], objective.tokens) for view in objective.views)
+    if len(x) < len(anchor):
+        raise ValueError(
+            f"Objective {objective.name} holds {len(anchor)} crops still for {len(x)}: name the view with more crops "
+            "first."
+        )
+    return loss(x, for_each_crop(anchor, x))
+
+
+def place_term(objective: Objective, loss: PlaceLoss, seen: StudentCache, batch: TileBatch) -> Tensor:
+    """Registered tiles among themselves, each view by itself."""
+    if "place" not in batch:
+        raise ValueError(
+            f"Objective {objective.name} needs registered tiles, and the batch does not say which show one place: set "
+            "data.registered, for example {case: case, conditions: [stain, scanner]}."
+        )
+    place, condition = batch["place"], batch["condition"]
+    vectors = [seen[view].cls for view in objective.views]
+    return torch.stack([loss(x, for_each_crop(place, x), for_each_crop(condition, x)) for x in vectors]).mean()
+
+
+def relation_term(
+    objective: Objective,
+    loss: RelationLoss,
+    teacher: str,
+    seen: StudentCache,
+    targets: TargetCache,
+    crops: Collection[str],
+) -> Tensor:
+    """Relations among the student's own class tokens against those among the standardised teacher's."""
+    parts = []
+    for view, teacher_view in view_pairs(objective, crops):
+        student = seen[view]
+        target = targets.get(teacher, objective.tokens, teacher_view, student.grid)
+        parts.append(loss(student.cls, for_each_crop(target, student.cls)))
+    return torch.stack(parts).mean()
 
 
 def alignment_term(

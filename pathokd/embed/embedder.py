@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pathokd.embed.facts import ModelFacts, embedding_header, geometry_attrs, mismatches, model_attrs
-from pathokd.embed.images import Batch, Images, in_batches, to_device
+from pathokd.embed.images import Batch, Images, in_batches, look_up, to_device
 from pathokd.embed.slide import EmbeddedSlide
 from pathokd.embed.speed import Spent
 from pathokd.embed.tiles import Reading, embed_tiles
@@ -86,6 +86,7 @@ class Embedder:
         self.batch_size = batch_size
         self.compiled, self._rows = compile, batch_size if compile else None
         run: Callable[[Tensor], Any] = encoder.encode if isinstance(encoder, Encoder) else encoder
+        self._values = _pixel_table(encoder, self.device)
         self._run = torch.compile(run, dynamic=False) if compile else run
 
     @cached_property
@@ -241,6 +242,8 @@ class Embedder:
         """One batch on the device, as the model takes it."""
         if not isinstance(self.encoder, Encoder):
             return self.encoder.prepare(images).to(self.device)
+        if self._values is not None and self.encoder.takes_as_is(*images[0].shape[:2]):
+            return look_up(images, self._values, self._rows)
         with torch.inference_mode():
             return self.encoder.preprocess(to_device(images, self.device, self._rows))
 
@@ -288,6 +291,13 @@ def _send_back(vectors: Tensor) -> _OnItsWay:
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record(torch.cuda.current_stream(vectors.device))
     return _OnItsWay(host, arrived)
+
+
+def _pixel_table(encoder: Encoder | VectorEncoder, device: torch.device) -> npt.NDArray[np.float32] | None:
+    """What each pixel value becomes, where looking it up is the fastest way: fp32 weights on the CPU."""
+    if not isinstance(encoder, Encoder) or device.type != "cpu" or encoder.dtype != torch.float32:
+        return None
+    return encoder.pixel_values().numpy()
 
 
 def _settle(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

@@ -1,11 +1,18 @@
 """Tiles read by threads ahead of the model, in order and in bounded memory."""
 
+import contextlib
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+NICENESS = 10
+"""Of the reading threads, where the system has one for threads: on a CPU they take turns with those of the model, and a
+model that waits for one of its threads waits with all of them."""
 AHEAD_BATCHES = 3
 """Batches that may wait for the model: enough to hide reading, few enough to bound memory."""
 
@@ -29,7 +36,7 @@ def read_batches(
     waiting: deque[tuple[int, Future[T]]] = deque()
     batch: list[tuple[int, T]] = []
     todo = iter(rows)
-    with ThreadPoolExecutor(workers, thread_name_prefix="tiles") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="tiles", initializer=_give_way) as pool:
         try:
             while True:
                 while len(waiting) < AHEAD_BATCHES * batch_size and (row := next(todo, None)) is not None:
@@ -46,3 +53,12 @@ def read_batches(
         finally:
             for _, future in waiting:
                 future.cancel()
+
+
+def _give_way() -> None:
+    """Let this thread wait for those of the model."""
+    if sys.platform != "linux":
+        return
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):  # where that is forbidden, it is only slower
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -23,6 +23,7 @@ from pathokd.types import Rgb
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 PLISM_H5 = "*.tif.h5"
+PLISM_FEATURES = "*/features.npy"
 
 
 def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
@@ -30,8 +31,8 @@ def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
 
     Args:
         path: A paired manifest (CSV or Parquet); a packed folder or a folder of `pathokd tile` with the columns stain,
-            scanner and case; PLISM's folder of HDF5 files, or its tile Parquet file or folder; or a folder with one
-            folder per scanner, in which equal file names are the same place.
+            scanner and case; PLISM's folder of HDF5 files, its tile Parquet file or folder, or its SLIDE/features.npy
+            alone; or a folder with one folder per scanner, in which equal file names are the same place.
         drop_unpaired: Leave rows of a manifest whose place occurs once out instead of refusing them.
 
     Returns:
@@ -53,6 +54,8 @@ def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
         return _tiles(slides.index, slides.read, str(path))
     if any(path.glob(PLISM_H5)):
         return _plism_h5(path)
+    if any(path.glob(PLISM_FEATURES)):
+        return _plism_features(path)
     if any(path.glob("*.parquet")):
         return _plism_parquet(sorted(path.glob("*.parquet")), str(path))
     return _folders(path)
@@ -158,6 +161,21 @@ def _plism_h5(folder: Path) -> PairedSet:
     return prepare(frame, str(folder), read)
 
 
+def _plism_features(folder: Path) -> PairedSet:
+    """Features without tiles, one (n, 3 + d) array of level, x, y and features per slide."""
+    frames = []
+    for path in sorted(folder.glob(PLISM_FEATURES)):
+        try:
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{path} is truncated or no array: extract the slide again.") from error
+        if table.ndim != 2 or table.shape[1] < 4:
+            raise ManifestError(f"{path} should have shape (n, 3 + d): level, x, y and features, got {table.shape}.")
+        where = table[:, :3].round().astype(np.int64).tolist()
+        frames.append(_plism_rows(path.parent.name, [f"tile_{level}_{x}_{y}" for level, x, y in where]))
+    return prepare(pd.concat(frames, ignore_index=True), str(folder))
+
+
 def _plism_rows(slide: str, names: list[str]) -> pd.DataFrame:
     """Tiles of one slide, sorted by (x, y) as the published index files count them."""
     fields = [name.split("_")[-3:] for name in names]
@@ -239,7 +257,7 @@ def _folders(folder: Path) -> PairedSet:
     if not rows:
         raise ManifestError(
             f"{folder} holds nothing to pair: expected index.parquet (`pathokd pack`), manifest.parquet (`pathokd "
-            "tile`), PLISM's .tif.h5 or .parquet files, or one folder of pictures per scanner."
+            "tile`), PLISM's .tif.h5, .parquet or features.npy files, or one folder of pictures per scanner."
         )
     frame = pd.DataFrame(rows)
     reader: Callable[[int], Rgb] = lambda row: _picture(Path(frame["path"].iloc[row]))  # noqa: E731

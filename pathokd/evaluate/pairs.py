@@ -11,14 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from pathokd.data.places import centre_um, place_ids, tile_um
-from pathokd.errors import ManifestError
+from pathokd.data.places import TOLERANCE, centre_um, place_ids, require_columns, tile_um
 from pathokd.types import FloatArray, IntArray
 
 __all__ = ["RegisteredPair", "match_places", "place_ids", "registered_pairs", "require_columns"]
-
-TOLERANCE = 0.05
-"""Largest distance of two tiles of one place, as a share of the tile's side."""
 
 
 class RegisteredPair(NamedTuple):
@@ -92,13 +88,3 @@ def match_places(
     a, b = rows_a[mutual], rows_b[to_b[mutual]]
     near = np.linalg.norm(position[a] - position[b], axis=1) <= TOLERANCE * np.minimum(side[a], side[b])
     return a[near].astype(np.int64), b[near].astype(np.int64)
-
-
-def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
-    """Raise ManifestError naming the columns that `frame` lacks."""
-    missing = [name for name in names if name not in frame]
-    if missing:
-        raise ManifestError(
-            f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
-            f"(there are {', '.join(map(str, frame))})."
-        )

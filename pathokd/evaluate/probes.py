@@ -114,9 +114,9 @@ def predict_linear(
 
 
 def fit_linear(
-    train_x: FloatArray, train_y: Labels, train_groups: Labels | None = None, seed: int = 0
+    train_x: FloatArray, train_y: Labels, train_groups: Labels | None = None, seed: int = 0, C: float | None = None
 ) -> Callable[[FloatArray], Labels]:
-    """Logistic regression on standardised features, with C from (grouped) 3-fold cross-validation.
+    """Logistic regression on standardised features, by default with C from (grouped) 3-fold cross-validation.
 
     Classes weigh the same however many tiles they have, as balanced accuracy counts them so.
 
@@ -127,7 +127,7 @@ def fit_linear(
         raise ValueError("a probe needs at least two classes to train on, got one.")
     scaler = StandardScaler().fit(train_x)
     train = scaler.transform(train_x)
-    model = fit_logistic(train, train_y, choose_c(train, train_y, train_groups, seed))
+    model = fit_logistic(train, train_y, choose_c(train, train_y, train_groups, seed) if C is None else C)
     return lambda x: model.predict(scaler.transform(x))
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from sklearn.preprocessing import StandardScaler
 
-from pathokd.augment import FACTORS, PROFILES, ScannerProfile, StudentView
+from pathokd.augment import FACTORS, PROFILES, ScannerProfile, StainSwap, StudentView
 from pathokd.embed import Embedder
 from pathokd.embed.reading import read_batches
 from pathokd.evaluate.bootstrap import balanced_accuracy_interval
-from pathokd.evaluate.probes import Labels, balanced_accuracy, fit_linear
+from pathokd.evaluate.probes import Labels, balanced_accuracy, choose_c, fit_linear
 from pathokd.metrics import cosine
 from pathokd.progress import Bars
 from pathokd.types import Rgb
@@ -30,11 +31,17 @@ Change = Callable[[Rgb, float, int], Rgb]
 
 
 def known_changes() -> dict[str, Change]:
-    """Every scanner factor, every scanner profile, and the student's view as a whole."""
+    """Every scanner factor, every scanner profile, restaining, and the student's view as a whole."""
     changes: dict[str, Change] = {name: factor.apply for name, factor in FACTORS.items()}
     changes |= {name: partial(_scanned, profile) for name, profile in PROFILES.items()}
-    changes["student view"] = _student_view
-    return changes
+    return {**changes, "restaining": _restained, "student view": _student_view}
+
+
+def _restained(rgb: Rgb, severity: float, seed: int) -> Rgb:
+    """Towards another of the known stainings for each tile."""
+    swap = StainSwap(strength=(severity, severity))
+    swap.set_random_seed(seed)
+    return np.asarray(swap(image=rgb)["image"], np.uint8)
 
 
 def _scanned(profile: ScannerProfile, rgb: Rgb, severity: float, seed: int) -> Rgb:
@@ -63,7 +70,8 @@ def severity_curves(
 
     Two probes answer two questions. One is trained on clean tiles of the other folds and never sees a changed one: its
     accuracy is what a user of this model keeps. The other is trained on tiles of the other folds that were changed
-    alike: if it also fails, the change took the tissue class out of the picture, not only out of the model's reach.
+    alike, with the penalties that were best on clean ones: if it also fails, the change took the tissue class out of
+    the picture, not only out of the model's reach.
 
     Args:
         embedder: the model.
@@ -99,25 +107,32 @@ def severity_curves(
 
     with Bars() as bars:
         clean = embed(None, 0.0, "clean", bars)
-        probes = _fit_probes(clean, labels, folds, units, seed)
+        penalties = _penalties(clean, labels, folds, units, seed)
+        probes = _fit_probes(clean, labels, folds, penalties)
         baseline = _predict(probes, clean, labels, folds)
         rows = [_row("clean", 0.0, labels, baseline, baseline, baseline, units, seed, 1.0)]
         jobs = [(name, severity) for name in wanted for severity in severities]
         for name, severity in bars.track(jobs, "severity curves", len(jobs)):
             x = embed(wanted[name], severity, f"{name} {severity:g}", bars)
             alike = float(cosine(torch.from_numpy(clean), torch.from_numpy(x)).mean())
-            own = _predict(_fit_probes(x, labels, folds, units, seed), x, labels, folds)
+            own = _predict(_fit_probes(x, labels, folds, penalties), x, labels, folds)
             predicted = _predict(probes, x, labels, folds)
             rows.append(_row(name, severity, labels, predicted, own, baseline, units, seed, alike))
     return pd.DataFrame(rows)
 
 
-def _fit_probes(x: Features, labels: Labels, folds: Labels, units: Labels, seed: int) -> dict[Any, Probe]:
-    """For each fold, a probe trained on the others."""
+def _penalties(x: Features, labels: Labels, folds: Labels, units: Labels, seed: int) -> dict[Any, float]:
+    """For each fold the C that serves the others best."""
+    trained = {fold: folds != fold for fold in np.unique(folds)}
     return {
-        fold: fit_linear(x[folds != fold], labels[folds != fold], units[folds != fold], seed)
-        for fold in np.unique(folds)
+        fold: choose_c(StandardScaler().fit_transform(x[train]), labels[train], units[train], seed)
+        for fold, train in trained.items()
     }
+
+
+def _fit_probes(x: Features, labels: Labels, folds: Labels, penalties: Mapping[Any, float]) -> dict[Any, Probe]:
+    """For each fold, a probe trained on the others."""
+    return {fold: fit_linear(x[folds != fold], labels[folds != fold], C=C) for fold, C in penalties.items()}
 
 
 def _predict(probes: Mapping[Any, Probe], x: Features, labels: Labels, folds: Labels) -> Labels:

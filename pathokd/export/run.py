@@ -16,7 +16,7 @@ from pathokd.models.encoder import Encoder
 from pathokd.models.projector import Projector, make_projector
 from pathokd.models.standardize import Standardizer
 
-SCHEMA = "distillation/1"
+SCHEMA = "distillation/2"
 Which = Literal["best", "last"]
 
 
@@ -141,7 +141,11 @@ def _public_facts(facts: Mapping[str, Any], path: Path, untrained: bool) -> dict
     return {
         "teacher": ", ".join(teachers.values()),
         "teachers": {
-            key: {"name": teachers[key], "weights_sha256": teacher["weights_sha256"]}
+            key: {
+                "name": teachers[key],
+                "weights_sha256": teacher["weights_sha256"],
+                "denoise": teacher.get("denoise"),  # what its targets, and so the heads and cosines here, are without
+            }
             for key, teacher in facts["teachers"].items()
         },
         "data": facts["facts"].get("data"),

@@ -86,7 +86,8 @@ def paired_memory(
     """Most bytes that `compare_conditions` holds at once for fp32 features, beside what `load` itself keeps.
 
     These are: unit rows of `held` conditions and one array as it was loaded, with `ROWS` of it in fp64; `chunk`
-    rows of a product and of its comparison; the own lists of all conditions; and some numbers per tile.
+    rows of a product and of its comparison; the own lists of all conditions; and some numbers per tile. The libraries'
+    own buffers come on top, some 50 MiB.
 
     Args:
         n: Tiles per condition.

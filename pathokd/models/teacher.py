@@ -35,6 +35,9 @@ class TeacherSpec:
         mean: per-channel input mean, in place of the card's.
         std: per-channel input divisor, in place of the card's.
         mpp: microns per pixel the teacher expects, in place of the card's.
+        denoise: file of `pathokd denoise`: what it holds is projected out of the tokens that the student is compared
+            with. `val/cosine_cls` is then a cosine to the denoised teacher; CKA and k-NN overlap stay with the teacher
+            as it is. Prototype losses see raw tokens, which their prototypes were made of.
 
     Raises:
         ValueError: a field is out of its range.
@@ -52,6 +55,7 @@ class TeacherSpec:
     std: tuple[float, float, float] | None = None
     mpp: float | None = None
     targets: str | None = None
+    denoise: str | None = None
 
     def __post_init__(self) -> None:
         if not self.weights and self.targets is None:

@@ -45,6 +45,12 @@ class Encoder(nn.Module):
         return self.card.embed_dim
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, which `preprocess` gives its pixels."""
+        dtype: torch.dtype = self.model.patch_embed.proj.weight.dtype
+        return dtype
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of the patch tokens at the card's `image_px`."""
         return self.card.grid
@@ -90,13 +96,23 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "batch 3 new_height new_width"]:
         """Convert to fp32 where the images are, resize if needed, normalise, cast to the weights' dtype."""
         if images.dtype == torch.uint8:
-            pixels = images.float() / 255
+            # In place, the copy being ours: on a CPU fresh memory for each step takes longer than its arithmetic.
+            pixels = self._resize(images.float().div_(255)).sub_(self.mean.float()).div_(self.std.float())
         elif images.is_floating_point():
-            pixels = images.float()
+            pixels = (self._resize(images.float()) - self.mean.float()) / self.std.float()
         else:
             raise TypeError(f"images must be uint8 (0 to 255) or float (0 to 1), got {images.dtype}.")
-        pixels = (self._resize(pixels) - self.mean.float()) / self.std.float()
-        return pixels.to(self.model.patch_embed.proj.weight.dtype)
+        return pixels.to(self.dtype)
+
+    def takes_as_is(self, height: int, width: int) -> bool:
+        """Whether images of this size are neither resized nor refused."""
+        patch, side = self.card.patch_px, self.card.image_px
+        return (height % patch == width % patch == 0) if self._dynamic else height == width == side
+
+    def pixel_values(self) -> Float[Tensor, "256 3"]:
+        """What `preprocess` makes of each uint8 value of each channel, in fp32: for callers that look pixels up."""
+        values = torch.arange(256, device=self.mean.device).float().div_(255)[:, None]
+        return (values - self.mean.float().view(1, 3)) / self.std.float().view(1, 3)
 
     def _resize(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]

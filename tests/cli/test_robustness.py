@@ -1,5 +1,6 @@
 """The verb from an exported model and stored features to the page, twice, and its sentences."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,54 @@ def test_a_model_and_stored_features(
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/features").rglob("*.npy")}
     assert run(*words, "--out", tmp_path / "out") == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/features").rglob("*.npy")} == kept
+
+
+def published(folder: Path, k: int) -> dict[str, str]:
+    """PLISM's four rows and its number as its own program computes them, in plain NumPy: sorted 2n by 2n cosines."""
+    slides = {path.parent.name: np.load(path) for path in sorted(folder.glob("*/features.npy"))}
+    units = {}
+    for name, table in slides.items():
+        x = table[np.lexsort((table[:, 2], table[:, 1])), 3:].astype(np.float64)
+        units[name] = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosine, top = {}, {}
+    for a, b in itertools.combinations(units, 2):
+        n, both = len(units[a]), np.vstack([units[a], units[b]])
+        similar = both @ both.T
+        np.fill_diagonal(similar, np.inf)
+        nearest = np.argsort(-similar, axis=1)[:, 1 : k + 1]
+        partner = np.roll(np.arange(2 * n), n)
+        cosine[a, b] = (units[a] * units[b]).sum(1).mean()
+        top[a, b] = (nearest == partner[:, None]).any(1).mean()
+    group = lambda pair: tuple(u == v for u, v in zip(*(name.split("_")[:2] for name in pair), strict=True))  # noqa: E731
+    rows = {"all": list(cosine.values())}
+    for name, kind in (("cross-scanner", (True, False)), ("cross-staining", (False, True)), ("both", (False, False))):
+        rows[name] = [value for pair, value in top.items() if group(pair) == kind]
+    medians = [round(float(np.median(values)), 3) for values in rows.values()]
+    told = {name: f"{np.mean(v):.3f} {np.std(v):.3f} {np.median(v):.3f}" for name, v in rows.items()}
+    return {**told, "plism": f"{round(np.mean(medians), 3):.3f}"}
+
+
+def test_published_features_give_the_published_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PLISM's features without its tiles, `--compat plism`, against a re-creation of the published program."""
+    rng, n = np.random.default_rng(0), 60
+    place, coords = rng.standard_normal((n, 16)), rng.permutation(n)
+    for stain, scanner in itertools.product(("GMH", "HR", "KR"), ("AT2", "S60", "P")):
+        folder = tmp_path / "export" / f"{stain}_{scanner}_to_GMH_S60.tif"
+        folder.mkdir(parents=True)
+        far = {"GMH": 0.0, "HR": 1.0, "KR": 2.0}[stain] + {"AT2": 0.0, "S60": 0.5, "P": 1.0}[scanner]
+        x = place + far * rng.standard_normal(16) + 0.7 * far * rng.standard_normal((n, 16))
+        order = rng.permutation(n)
+        where = np.stack([np.zeros(n), coords % 8 * 224, coords // 8 * 224], axis=1)
+        np.save(folder / "features.npy", np.hstack([where, x])[order].astype(np.float32))
+    words = ["m=" + str(tmp_path / "export"), "--pairs", tmp_path / "export", "--compat", "plism"]
+    assert run(*words, "--out", tmp_path / "out") == 0
+    want = published(tmp_path / "export", k=10)
+    groups = pd.read_csv(tmp_path / "out/groups.csv").set_index(["group", "metric"])
+    for name, metric in (("all", "cosine"), *((name, "top10") for name in ("cross-scanner", "cross-staining", "both"))):
+        row = groups.loc[name, metric]
+        assert f"{row['mean']:.3f} {row['sd']:.3f} {row['median']:.3f}" == want[name]
+    table = pd.read_csv(tmp_path / "out/measures.csv")
+    assert f"{table[table['name'] == 'plism']['value'].item():.3f}" == want["plism"]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from pathokd.cli.training_memory import memory_plan
-from pathokd.cost.memory import activation_bytes, vit_shape
+from pathokd.cost.memory import MemoryPlan, activation_bytes, vit_shape
 from pathokd.data.views import Geometry, Views
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
-from pathokd.losses import DINO, Cosine, KoLeo
+from pathokd.losses import DINO, RKD, Consistency, Cosine, KoLeo, RegisteredInfoNCE
 from pathokd.models.student import StudentSpec
 from pathokd.models.teacher import TeacherSpec
 
@@ -65,3 +65,19 @@ def test_precision_and_ddp_tell(tiny_teacher: Path) -> None:
     shared = memory_plan(module, views, 4096, shards=4)
     assert (4 * shared.student, 4 * shared.optimiser) == (full.student, full.optimiser)
     assert (shared.teachers, shared.activations) == (full.teachers, full.activations)
+
+
+def test_terms_among_the_students_own_tokens_need_no_head(tiny_teacher: Path) -> None:
+    def plan(*more: Objective) -> MemoryPlan:
+        module = DistillationModule(
+            teachers={"tiny": TeacherSpec(str(tiny_teacher))},
+            student=StudentSpec("vit_tiny_patch16_224", SMALL, image_px=32),
+            objectives=[Objective(Cosine()), *more],
+        )
+        module.configure_model()
+        return memory_plan(module, Views(Geometry(32), {"student": []}), 4)
+
+    alone, views = plan(), ["clean", "student"]
+    assert plan(Objective(RKD()), Objective(RegisteredInfoNCE())) == alone
+    consistent = plan(Objective(Consistency(), view=views))
+    assert alone.activations < consistent.activations <= 2 * alone.activations

@@ -48,8 +48,20 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, step: int) -> int:
     raise AssertionError("no checkpoint came")
 
 
-@pytest.fixture
-def config(recipe: dict[str, Any], tmp_path: Path) -> Path:
+@pytest.fixture(params=["plain", "robust"])
+def config(recipe: dict[str, Any], registered_packed: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "robust":
+        # Registered pairs, two views of the student, and weights that follow running means.
+        data, model = recipe["data"], recipe["model"]
+        data |= {"tiles": str(registered_packed), "registered": {"case": "case", "conditions": ["stain", "scanner"]}}
+        data["photometric"]["student2"] = data["photometric"]["student"]
+        model["objectives"][1] = {"loss": {"class_path": "pathokd.losses.Cosine"}, "tokens": "patches", "share": 0.25}
+        model["objectives"] += [
+            {"loss": {"class_path": "pathokd.losses.RKD"}, "view": "student", "share": 0.2},
+            {"loss": {"class_path": "pathokd.losses.Consistency"}, "view": ["student", "student2"], "weight": 0.5},
+            {"loss": {"class_path": "pathokd.losses.RegisteredInfoNCE"}, "view": "student", "weight": 0.3},
+        ]
+        recipe["trainer"] |= {"max_epochs": -1, "max_steps": STEPS}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return tmp_path / "c.yaml"
 
@@ -70,3 +82,5 @@ def test_sigkill_in_mid_epoch_and_resume_is_exact(config: Path, tmp_path: Path) 
     ):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert not list(out.rglob("*.part"))
+    if "balance.means" in whole["state_dict"]:
+        assert int(whole["state_dict"]["balance.batches"]) == 2 * STEPS

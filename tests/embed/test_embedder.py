@@ -1,10 +1,13 @@
 """Embedder: order, sizes, precision, and agreement with the encoder itself."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from pathokd.embed import Embedder
+from pathokd.embed.images import look_up
 from pathokd.models import Encoder, readout
 
 
@@ -22,6 +25,28 @@ def test_equals_the_encoder(encoder: Encoder, kind: str) -> None:
     assert got.dtype == np.float32
     assert got.shape == (5, embedder.dim)
     np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+def test_pixels_looked_up_are_the_encoders_to_the_bit(encoder: Encoder) -> None:
+    tiles = images(3, 56)
+    want = want_of(encoder, tiles)
+    table = encoder.pixel_values().numpy()
+    assert torch.equal(look_up(tiles, table), want)
+    assert torch.equal(look_up(list(tiles[..., ::-1]), table), want_of(encoder, tiles[..., ::-1]))  # strides below 0
+    padded = look_up(tiles, table, rows=4)
+    assert padded.shape[0] == 4
+    assert torch.equal(padded[:3], want)
+
+
+def want_of(encoder: Encoder, tiles: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return encoder.preprocess(torch.from_numpy(tiles.copy()).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("batch", [[], images(1, 56).astype(np.float32), [images(1, 56)[0], images(1, 28)[0]]])
+def test_what_cannot_be_looked_up_is_refused(encoder: Encoder, batch: Any) -> None:
+    with pytest.raises(ValueError, match="all of one size, got"):
+        look_up(batch, encoder.pixel_values().numpy())
 
 
 def test_mixed_sizes_keep_their_order(encoder: Encoder) -> None:

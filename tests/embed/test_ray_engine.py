@@ -122,8 +122,8 @@ def test_the_files_are_those_of_the_local_engine(
 ) -> None:
     summary = embed_slides(TEACHER, tiles, tmp_path, workers=1, batch_size=BATCH, engine="ray")
     assert_same(tmp_path, local)
-    rows = pd.read_csv(tmp_path / "summary.csv").drop(columns="seconds")
-    pd.testing.assert_frame_equal(rows, pd.read_csv(local / "summary.csv").drop(columns="seconds"))
+    rows, wanted = (pd.read_csv(folder / "summary.csv").loc[:, :"n_unreadable"] for folder in (tmp_path, local))
+    pd.testing.assert_frame_equal(rows, wanted)
     assert summary["seconds"].gt(0).all()
 
     (tmp_path / f"{rows['slide_id'][2]}.h5").unlink()

@@ -1,10 +1,12 @@
 """Threads ahead of the model: order, bounds and errors."""
 
+import os
+import sys
 import threading
 
 import pytest
 
-from pathokd.embed.reading import AHEAD_BATCHES, read_batches
+from pathokd.embed.reading import AHEAD_BATCHES, NICENESS, read_batches
 
 
 def test_batches_keep_order() -> None:
@@ -40,3 +42,13 @@ def test_an_error_surfaces_and_threads_end() -> None:
 def test_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         list(read_batches(lambda i: i, [1], batch_size=1, workers=0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness for threads")
+def test_reading_gives_way_to_the_model() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    reading = read_batches(
+        lambda row: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), range(3), batch_size=3, workers=2
+    )
+    assert {nice for _, nice in next(reading)} == {max(own, NICENESS)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own

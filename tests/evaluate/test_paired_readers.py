@@ -95,6 +95,13 @@ def test_plism_features_are_aligned_by_coordinates(plism: Path, tmp_path: Path) 
             x, y = map(int, place.split("_"))
             slide = str(tiles.frame["slide_id"].iloc[rows[0]])
             assert np.array_equal(vector, made[slide, x, y])
+    alone = open_pairs(tmp_path / "export")  # the features are enough to pair them
+    assert alone.read is None
+    assert alone.places.tolist() == tiles.places.tolist()
+    assert alone.conditions == tiles.conditions
+    np.save(tmp_path / "export" / SLIDES[2] / "features.npy", np.zeros((4, 2), np.float32))
+    with pytest.raises(ManifestError, match=r"shape \(n, 3 \+ d\): level, x, y and features, got \(4, 2\)"):
+        open_pairs(tmp_path / "export")
     (tmp_path / "export" / SLIDES[1] / "features.npy").unlink()
     with pytest.raises(StoreError, match=r"m has no features of 1 of 3 slides \(GMH_AT2"):
         stored_features("m", tmp_path / "export", tiles)

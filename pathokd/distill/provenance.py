@@ -1,0 +1,61 @@
+"""What a checkpoint says of the teachers it was trained under, and whether a run may go on from it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pathokd.distill.cached import CachedTeacher
+from pathokd.distill.denoise import denoise_identity
+from pathokd.errors import TrainingError
+from pathokd.models.teacher import Teacher, TeacherSpec
+
+
+def teacher_facts(spec: TeacherSpec, teacher: Teacher | CachedTeacher) -> dict[str, Any]:
+    """Weights, card, stored targets and denoising of a teacher, JSON-able."""
+    return {
+        "weights": spec.weights,
+        "weights_sha256": teacher.weights_sha256,
+        "card": asdict(teacher.card),
+        "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
+        "denoise": denoise_identity(spec),
+    }
+
+
+def check_teacher(
+    key: str, spec: TeacherSpec, teacher: Teacher | CachedTeacher, saved: Mapping[str, Any], *, training: bool
+) -> None:
+    """Refuse another teacher than the checkpoint's; to go on training, also other targets of it.
+
+    A finished student may be measured against a running teacher, its stored targets or denoised ones.
+
+    Args:
+        key: of the teacher.
+        spec: here.
+        teacher: here.
+        saved: `teacher_facts` in the checkpoint.
+        training: whether the run goes on.
+
+    Raises:
+        TrainingError: what differs.
+    """
+    now = teacher_facts(spec, teacher)
+    if training and saved.get("targets") != now["targets"]:
+        names = [
+            "a running teacher" if facts.get("targets") is None else f"the stored targets {facts['targets']}"
+            for facts in (saved, now)
+        ]
+        raise TrainingError(
+            f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]} now: resume with "
+            "the same model.teachers."
+        )
+    if training and saved.get("denoise") != now["denoise"]:
+        names = ["not denoised" if facts.get("denoise") is None else "denoised" for facts in (saved, now)]
+        raise TrainingError(
+            f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]}, or otherwise, now: "
+            f"resume with the same model.teachers.{key}.denoise."
+        )
+    if saved["weights_sha256"] != now["weights_sha256"]:
+        raise TrainingError(
+            f"Teacher {key!r} has other weights than when this checkpoint was written ({spec.weights}): resume with "
+            "the same teacher."
+        )

@@ -1,0 +1,73 @@
+"""A stage that goes on from an exported student: its projectors come along."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pathokd.distill.cached import CachedTeacher
+from pathokd.distill.network import ProjectedStudent, head_key
+from pathokd.models.projector import Projector
+from pathokd.models.standardize import Standardizer
+from pathokd.models.teacher import Teacher
+from pathokd.models.weights import read_safetensors
+
+
+@torch.no_grad()
+def start_heads(
+    net: ProjectedStudent,
+    folder: str,
+    teachers: Mapping[str, Teacher | CachedTeacher],
+    statistics: Mapping[str, nn.Module],
+) -> list[str]:
+    """Fill projectors, and the statistics of running teachers, from the adaptors of an exported student.
+
+    A projector begun at random beside a student that is already good would pull it away. Taken are those whose teacher
+    has the same name and weights as here, and which have the shape asked for.
+
+    Args:
+        net: with the projectors.
+        folder: `student.init`; nothing happens unless it is a folder with adaptors.
+        teachers: by key.
+        statistics: standardisers of the targets by `head_key`; empty for raw targets.
+
+    Returns:
+        The `head_key` of each projector that was filled.
+    """
+    path = Path(folder.removeprefix("local-dir:"))
+    if not (path / "adaptors.json").is_file():
+        return []
+    specs = json.loads((path / "adaptors.json").read_text(encoding="utf-8"))
+    state = read_safetensors(path / "adaptors.safetensors")
+    facts = json.loads((path / "config.json").read_text(encoding="utf-8"))["pathokd"]["facts"]
+    known = {key: teacher["weights_sha256"] for key, teacher in facts.get("teachers", {}).items()}
+    filled = []
+    for key, teacher in teachers.items():
+        for tokens in ("cls", "patches"):
+            name, head = f"{key}.{tokens}", head_key(key, tokens)
+            if name not in specs or head not in net.heads or known.get(key) != teacher.weights_sha256:
+                continue
+            projector: Projector = net.heads[head]  # type: ignore[assignment]
+            stored = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+            mine = projector.state_dict()
+            if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in stored.items()}:
+                continue
+            projector.load_state_dict(stored)
+            standard = statistics.get(head)
+            if isinstance(standard, Standardizer):
+                own = f"{name}.statistics/"
+                if not standard.stored and f"{name}.statistics" in specs:
+                    standard.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
+                _unfold(projector, standard)
+            filled.append(head)
+    return filled
+
+
+def _unfold(projector: Projector, standard: Standardizer) -> None:
+    """From the teacher's own space, where exported heads end, to the standardised one: (W x + b - mean) / scale."""
+    last: nn.Linear = projector.net[-1]  # type: ignore[assignment]
+    scale = standard.std + standard.eps
+    last.weight.div_(scale[:, None])
+    last.bias.sub_(standard.mean).div_(scale)

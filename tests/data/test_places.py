@@ -1,0 +1,143 @@
+"""Which tiles show one place under several conditions, and the batches made of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pathokd.data.batch import Draw
+from pathokd.data.datamodule import TileDataModule
+from pathokd.data.packed import PackedTiles
+from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
+from pathokd.data.samplers import PlaceBatchSampler
+from pathokd.data.views import Geometry
+from pathokd.errors import ManifestError
+
+
+def frame(rows: list[tuple[str, str, float, float, float]]) -> pd.DataFrame:
+    """Case, scanner, microns per pixel, and the tile's corner in microns; tiles are 112 um."""
+    table = pd.DataFrame(rows, columns=["case", "scanner", "mpp_level0", "ux", "uy"])
+    x, y = (np.rint(table[name] / table["mpp_level0"]).astype(int) for name in ("ux", "uy"))
+    return table.assign(x=x, y=y, mpp=0.5, tile_px=224, stain="HE")
+
+
+def test_a_place_is_the_same_microns_of_a_case() -> None:
+    table = frame(
+        [
+            ("a", "S50", 0.5, 0, 112),
+            ("a", "S45", 0.4545, 0, 112),  # the same, in other pixels
+            ("a", "S50", 0.5, 112, 112),  # no partner
+            ("b", "S45", 0.4545, 112, 112),  # another case
+            ("b", "S50", 0.5, 0, 0),
+            ("b", "S45", 0.4545, 20, 0),  # same square of the grid, 20 um off
+            ("b", "S50", 0.5, 112, 0),
+            ("b", "S50", 0.5, 112, 0),  # the same condition twice: the first counts
+            ("b", "S45", 0.4545, 112, 0),
+        ]
+    )
+    found = registered_tiles(table)
+    assert found.place.tolist() == [0, 0, -1, -1, -1, -1, 1, -1, 1]
+    assert (found.condition == (table["scanner"] == "S50")).all()
+
+
+def test_tiles_without_pairs_are_refused(packed: Path) -> None:
+    table = frame([("a", "S50", 0.5, 0, 0), ("a", "S45", 0.5, 112, 0), ("b", "S45", 0.5, 0, 0)])
+    with pytest.raises(ManifestError, match=r"no registered pairs: no place of a case is seen under two of the 2 cond"):
+        registered_tiles(table)
+    with pytest.raises(ManifestError, match="lack these columns: batch"):
+        registered_tiles(table, RegisteredSpec(conditions=("batch",)))
+    data = TileDataModule(str(packed), batch_size=4, geometry=Geometry(32), registered=RegisteredSpec("patient"))
+    with pytest.raises(ManifestError, match="stain, scanner"):
+        data.train_dataloader()
+
+
+def grid(places: int = 20, conditions: int = 3, missing: int = 7) -> Registered:
+    """Every place under every condition, less some."""
+    place, condition = (a.ravel() for a in np.mgrid[:places, :conditions])
+    place = place.copy()
+    place[np.random.default_rng(0).permutation(len(place))[:missing]] = -1
+    return Registered(place.astype(np.int64), condition.astype(np.int64))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_batch_is_places_under_the_same_two_conditions(world: int) -> None:
+    registered = grid()
+    ranks = [PlaceBatchSampler(registered, 4, rank=rank, world_size=world) for rank in range(world)]
+    batches = [list(sampler) for sampler in ranks]
+    assert len(batches[0]) == len(ranks[0]) == 20 // (2 * world)
+    seen = set()
+    for step in zip(*batches, strict=True):
+        rows = np.array([[draw.position for draw in batch] for batch in step])
+        assert (registered.place[rows] >= 0).all()
+        first, second = rows[:, :2], rows[:, 2:]
+        assert (registered.place[first] == registered.place[second]).all()
+        assert len(np.unique(registered.place[first])) == 2 * world  # no place on two ranks or twice in one
+        a, b = np.unique(registered.condition[first]), np.unique(registered.condition[second])
+        assert (len(a), len(b)) == (1, 1)
+        assert a[0] != b[0]
+        seen.add((int(a[0]), int(b[0])))
+    assert len(seen) > 1
+
+
+def test_no_two_visits_share_their_views() -> None:
+    sampler, draws = PlaceBatchSampler(grid(), 8), []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        draws += [draw for batch in sampler for draw in batch]
+    assert len(set(draws)) == len(draws)
+    assert len({draw.position for draw in draws}) < len(draws)
+
+
+@pytest.mark.parametrize("done", [0, 2, 5])
+def test_resuming_continues_exactly(done: int) -> None:
+    def sampler() -> PlaceBatchSampler:
+        return PlaceBatchSampler(grid(), 8, seed=3)
+
+    def epoch(of: PlaceBatchSampler, number: int) -> list[list[Draw]]:
+        of.set_epoch(number)
+        return list(of)
+
+    expected = [*epoch(sampler(), 0), *epoch(sampler(), 1)]
+    first, second = sampler(), sampler()
+    first.done = done
+    second.load_state_dict(first.state_dict())
+    rest = list(second) if second.epoch == 0 else []
+    assert rest + epoch(second, 1) == expected[done:]
+
+
+def test_a_checkpoint_of_other_batches_is_refused() -> None:
+    from pathokd.data.samplers import ResumableBatchSampler
+
+    sampler, plain = PlaceBatchSampler(grid(), 8), ResumableBatchSampler(60, 8)
+    with pytest.raises(ValueError, match="registered="):
+        sampler.load_state_dict(PlaceBatchSampler(grid(missing=6), 8).state_dict())
+    with pytest.raises(ValueError, match="registered=None"):
+        sampler.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="registered="):
+        plain.load_state_dict(sampler.state_dict())
+
+
+def test_batches_that_cannot_be_are_refused() -> None:
+    for size in (2, 5):
+        with pytest.raises(ValueError, match=f"even and at least 4 for registered pairs, got {size}"):
+            PlaceBatchSampler(grid(), size)
+    with pytest.raises(ManifestError, match=r"needs 64 places under .* share more than 1\d: lower data.batch_size"):
+        PlaceBatchSampler(grid(), 64, world_size=2)
+
+
+def test_a_batch_says_places_and_conditions(registered_packed: Path) -> None:
+    spec = RegisteredSpec()
+    data = TileDataModule(
+        str(registered_packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3, registered=spec
+    )
+    index = PackedTiles(registered_packed).index
+    for batch in data.train_dataloader():
+        rows = index.iloc[batch["index"].numpy()]
+        names = rows["case"] + "/" + rows["x"].astype(str) + "/" + rows["y"].astype(str)
+        together = batch["place"][:, None] == batch["place"]
+        assert (together.numpy() == (names.to_numpy()[:, None] == names.to_numpy())).all()
+        named = (rows["stain"] + rows["scanner"]).to_numpy()
+        assert ((batch["condition"][:, None] == batch["condition"]).numpy() == (named[:, None] == named)).all()
+        assert together.sum() == 16
+        assert batch["views"]["clean"].shape == (8, 3, 32, 32)
