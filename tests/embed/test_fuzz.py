@@ -131,15 +131,10 @@ def test_damaged_features_are_refused_or_read(
     found = outcomes("features", folder, names, batch=60, timeout=60)
     assert bad(found) == {}
     assert {path: digest for path, digest in snapshot(folder).items() if path in before} == before
-    sound = [name for name, what in found.items() if what.endswith(" ok")]
-    for name in sound:  # what `verify` accepts holds the very arrays that were written
-        from pathokd.embed import read_embeddings
-
-        mine, original = read_embeddings(folder / name), read_embeddings(tmp_path / "out" / "a.h5")
-        np.testing.assert_array_equal(mine.features, original.features)
-        np.testing.assert_array_equal(mine.coords, original.coords)
-        assert mine.flag.tolist() == original.flag.tolist()
-    assert 0 < len(sound) < 60
+    # A file is accepted only if the damage changed nothing.
+    sound = {name for name, what in found.items() if what.endswith(" ok")}
+    assert sound == {name for name in names if (folder / name).read_bytes() == whole}
+    assert len(sound) < 60
 
 
 NASTY = st.text(alphabet=st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
@@ -169,7 +164,7 @@ HEADERS = st.lists(
 def test_slide_lists(tmp_path: Path, header: list[str], rows: list[list[str]], quoting: int) -> None:
     text = io.StringIO()
     writer = csv.writer(text, quoting=quoting, escapechar="\\")
-    writer.writerows([header, *rows])
+    writer.writerows(row for row in [header, *rows] if row != [""])  # which cannot be written without quotes
     check_list(tmp_path, text.getvalue().encode())
 
 
