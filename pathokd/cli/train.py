@@ -147,6 +147,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*exists and is not empty")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.")
     warnings.filterwarnings("ignore", ".*args parameter is intended to run from within Python")
+    warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor")  # nothing changes it in place
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # val_fraction: 0
     # A default of albumentations that is a tuple; in a list's place it means the same.

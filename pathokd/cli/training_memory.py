@@ -1,6 +1,7 @@
 """What a configured training will hold in memory, said before its first step."""
 
 import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from pathokd.cost.memory import (
@@ -17,6 +18,7 @@ from pathokd.cost.profile import count_params
 from pathokd.data.views import Geometry, Views, crop_of
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
+from pathokd.distill.strategy import shards_of
 from pathokd.losses import AlignmentLoss, PrototypeLoss, SpreadLoss
 from pathokd.losses.assignment import CHUNK_ELEMENTS
 from pathokd.models.teacher import Teacher
@@ -32,13 +34,21 @@ def memory_sentence(trainer: L.Trainer, module: DistillationModule, data: Views,
         batch_size: tiles per process.
     """
     half = str(trainer.precision).startswith(("bf16", "16"))
-    plan = memory_plan(module, data, batch_size, itemsize=2 if half else FP32, ddp=trainer.world_size > 1)
+    ddp, shards = isinstance(trainer.strategy, DDPStrategy), shards_of(trainer)
+    plan = memory_plan(module, data, batch_size, itemsize=2 if half else FP32, ddp=ddp, shards=shards)
     device = trainer.strategy.root_device
-    return plan.sentence(available_bytes(device, trainer.num_devices), f"{device} of each process")
+    where = str(device) if trainer.num_devices == 1 else f"each of {trainer.num_devices} processes on {device.type}"
+    return plan.sentence(available_bytes(device, trainer.num_devices), where)
 
 
 def memory_plan(
-    module: DistillationModule, data: Views, batch_size: int, *, itemsize: int = FP32, ddp: bool = False
+    module: DistillationModule,
+    data: Views,
+    batch_size: int,
+    *,
+    itemsize: int = FP32,
+    ddp: bool = False,
+    shards: int = 1,
 ) -> MemoryPlan:
     """Bytes of a step.
 
@@ -47,11 +57,13 @@ def memory_plan(
         data: its views.
         batch_size: tiles per process.
         itemsize: bytes a number of what the student computes.
-        ddp: whether gradients are exchanged.
+        ddp: whether DDP keeps a second copy of the gradients, to exchange them.
+        shards: parts that FSDP2 cuts the student into.
     """
     if module.net is None:
         raise RuntimeError("configure_model() has not run yet.")
     params, crops = count_params(module.net), data.crops
+    held = FP32 * params // shards
     views = {view for objective in module.objectives for view in objective.views}
     student = {view: _student(module, crops, view) for view in views}
     images = {view: batch_size * crops[crop_of(view, crops)].count for view in views}
@@ -64,13 +76,13 @@ def memory_plan(
     chunk = 2 * CHUNK_ELEMENTS * FP32 if any(isinstance(o.loss, PrototypeLoss) for o in module.objectives) else 0
     return MemoryPlan(
         teachers=sum(_size(teacher.encoder) for teacher in running.values() if isinstance(teacher, Teacher)),
-        student=FP32 * params,
-        average=FP32 * params if module.ema is not None else 0,
-        optimiser=ADAM_STATES * FP32 * params,
-        gradients=FP32 * params * (2 if ddp else 1),
+        student=held,
+        average=held if module.ema is not None else 0,
+        optimiser=ADAM_STATES * held,
+        gradients=held * (2 if ddp else 1),
         activations=kept + weight_casts,
         targets=_target_bytes(module, batch_size) + _pictures(data, batch_size),
-        working=max(*once, backward, chunk, FP32 * params),
+        working=max(*once, backward, chunk, held),
     )
 
 

@@ -141,8 +141,8 @@ class MemoryPlan:
             where: name of the device.
         """
         names = ("teachers", "student", "average", "optimiser", "gradients", "activations", "targets", "working")
-        parts = ", ".join(f"{name} {gib(getattr(self, name))}" for name in names if getattr(self, name))
-        said = f"Memory plan: {gib(self.total)} GiB at the peak ({parts})"
+        parts = ", ".join(f"{name} {gib(getattr(self, name))}" for name in names if gib(getattr(self, name)) != gib(0))
+        said = f"Memory plan: {gib(self.total)} GiB at the peak ({parts or 'the programme itself'})"
         if available is None:
             return f"{said}."
         if self.total <= available:
@@ -154,7 +154,7 @@ class MemoryPlan:
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB, two significant digits."""
+    """Bytes in GiB, two decimals, or one of what is large."""
     return f"{size / 2**30:.2f}" if size < 10 * 2**30 else f"{size / 2**30:.1f}"
 
 

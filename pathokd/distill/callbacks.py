@@ -59,7 +59,7 @@ class FiniteGuard(Callback):
             return
         step, _, parts, keys = pending[finite.index(False)]
         values = ", ".join(f"{name} = {float(value):.4g}" for name, value in parts.items())
-        where = f" on process {process_rank()} of {world_size()}" if world_size() > 1 else ""
+        where = f" on process {process_rank()} of {world_size()}, and all say theirs" if world_size() > 1 else ""
         raise TrainingError(
             f"The loss is not finite at step {step}: {values}{where}. Its tiles are {', '.join(keys[:8])}"
             f"{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}. Look at them, lower model.optim.lr, or train in "

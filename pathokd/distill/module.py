@@ -7,9 +7,7 @@ from typing import Any, Literal, NamedTuple
 import lightning as L
 import torch
 from jaxtyping import Float
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
@@ -25,6 +23,7 @@ from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
+from pathokd.distill.strategy import check_strategy, spread
 from pathokd.distill.terms import (
     alignment_term,
     invariance_term,
@@ -122,18 +121,8 @@ class DistillationModule(L.LightningModule):
     # ---------------------------------------------------------------- building
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that would shard the student.
-
-        Raises:
-            TrainingError: neither one device nor DDP.
-        """
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise TrainingError(
-                f"trainer.strategy is {type(strategy).__name__}, which shards the student over the devices; pathokd "
-                "trains with the whole student on each, because the teacher is what takes the memory: set "
-                "trainer.strategy to ddp, or leave it out."
-            )
+        """Refuse what `check_strategy` refuses."""
+        check_strategy(self.trainer, compiled=self.compile_models)
 
     def configure_model(self) -> None:
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
@@ -168,10 +157,7 @@ class DistillationModule(L.LightningModule):
             if isinstance(teacher, CachedTeacher):
                 teacher.release()
         part_streams()
-        # Every process has the same of them, and prototypes are large: DDP need not send them round at each step.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-            self, [name for name, _ in self.named_buffers()]
-        )
+        spread(self, [self.net] if self.ema is None else [self.net, self.evaluated])
 
     def teacher(self, key: str) -> Teacher | CachedTeacher:
         """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""

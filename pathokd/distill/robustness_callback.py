@@ -108,11 +108,11 @@ class RobustnessCallback(Callback):
         """Class tokens of the evaluated student, fp32 on its device."""
         if self._packed is None:
             raise RuntimeError("setup() has not run yet.")
-        encoder, parts = module.evaluated.encoder, []
+        student, parts = module.evaluated, []
         for start in range(0, len(rows), self.batch_size):
             images = np.stack([self._packed.read(int(row)) for row in rows[start : start + self.batch_size]])
             tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(module.device)
-            parts.append(encoder(tensor).cls.float())
+            parts.append(student(tensor).cls.float())
         return torch.cat(parts)
 
     def _measure(self, features: dict[str, torch.Tensor]) -> dict[str, float]:

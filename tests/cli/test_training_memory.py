@@ -62,3 +62,6 @@ def test_precision_and_ddp_tell(tiny_teacher: Path) -> None:
     assert full.average == half.average == 0
     assert 0.5 < half.activations / full.activations < 0.8
     assert half.gradients == 2 * full.gradients
+    shared = memory_plan(module, views, 4096, shards=4)
+    assert (4 * shared.student, 4 * shared.optimiser) == (full.student, full.optimiser)
+    assert (shared.teachers, shared.activations) == (full.teachers, full.activations)

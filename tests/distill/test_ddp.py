@@ -1,4 +1,4 @@
-"""Two processes compute what one does: gloo on a CPU, through the command line."""
+"""Two processes compute what one does, whole or sharded: gloo on a CPU, through the command line."""
 
 import copy
 import os
@@ -13,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
+
+from pathokd.cli.main import main
 
 WEIGHTS = 2e-5
 """Largest difference allowed between weights of order 1: fp32 sums in another order, six steps of AdamW at 1e-3."""
@@ -46,9 +49,19 @@ def start(recipe: dict[str, Any], out: Path, *more: str) -> subprocess.Popen[byt
         )
 
 
+def end_of(process: subprocess.Popen[bytes]) -> int:
+    """The exit code; a run that hangs is killed."""
+    try:
+        return process.wait(timeout=250)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
 def run(recipe: dict[str, Any], out: Path, *more: str) -> dict[str, Any]:
     """Run to the end; the last checkpoint."""
-    assert start(recipe, out, *more).wait(timeout=200) == 0, out.with_suffix(".log").read_text()
+    assert end_of(start(recipe, out, *more)) == 0, out.with_suffix(".log").read_text()
     checkpoint: dict[str, Any] = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     return checkpoint
 
@@ -80,19 +93,23 @@ def logged(out: Path) -> pd.DataFrame:
     return table.groupby("step").first()
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Path) -> None:
     one = run(with_processes(gathered, 1), tmp_path / "one")
-    two = run(with_processes(gathered, 2), tmp_path / "two")
-    assert one["global_step"] == two["global_step"] >= 6
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
-    a, b = logged(tmp_path / "one"), logged(tmp_path / "two")
-    assert list(a) == list(b)
-    assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
-    pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
-    best = [torch.load(tmp_path / name / "checkpoints/best.ckpt", weights_only=True) for name in ("one", "two")]
-    assert best[0]["epoch"] == best[1]["epoch"]
+    for strategy in ("ddp", "fsdp2"):
+        out = tmp_path / strategy
+        gathered["trainer"]["strategy"] = strategy
+        two = run(with_processes(gathered, 2), out)
+        assert one["global_step"] == two["global_step"] >= 6
+        assert one["state_dict"].keys() == two["state_dict"].keys()
+        for name, value in one["state_dict"].items():
+            torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+        a, b = logged(tmp_path / "one"), logged(out)
+        assert list(a) == list(b)
+        assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
+        pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
+        best = [torch.load(folder / "checkpoints/best.ckpt", weights_only=True) for folder in (tmp_path / "one", out)]
+        assert best[0]["epoch"] == best[1]["epoch"]
 
 
 @pytest.fixture
@@ -132,7 +149,7 @@ def second_process(first: int) -> int:
     raise AssertionError(f"process {first} has no second one")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the second process in /proc")
 def test_one_process_or_all_killed_and_resumed_is_exact(noisy: dict[str, Any], tmp_path: Path) -> None:
     whole = run(noisy, tmp_path / "whole")
@@ -140,7 +157,7 @@ def test_one_process_or_all_killed_and_resumed_is_exact(noisy: dict[str, Any], t
     first = start(noisy, out, *often)
     reached = wait_for_step(first, out, 2)
     os.kill(second_process(first.pid), signal.SIGKILL)
-    assert first.wait(timeout=120) != 0  # the other one does not wait for ever
+    assert end_of(first) != 0  # the other one does not wait for ever
     again = start(noisy, out, *often, "--resume", "true")
     later = wait_for_step(again, out, max(reached + 1, 6))
     os.killpg(again.pid, signal.SIGKILL)
@@ -162,16 +179,61 @@ def test_another_number_of_processes_is_refused(noisy: dict[str, Any], end: dict
     assert run(noisy, tmp_path / "run")["pathokd"]["processes"] == 2
     noisy["trainer"] |= {"max_epochs": 3, "max_steps": -1}
     alone = with_processes(noisy, 1)
-    assert start(alone, tmp_path / "run", "--resume", "true").wait(timeout=120) == 1
+    assert end_of(start(alone, tmp_path / "run", "--resume", "true")) == 1
     said = (tmp_path / "run.log").read_text()
     assert "was written by a training of 2 process(es), and this is one of 1" in said
     assert "trainer.devices x trainer.num_nodes = 2" in said
     assert "Traceback" not in said
 
 
-def test_a_strategy_that_shards_is_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: Path) -> None:
+    noisy["trainer"]["strategy"] = "fsdp2"
+    whole = run(noisy, tmp_path / "whole")
+    out = tmp_path / "killed"
+    first = start(noisy, out, "--checkpoint_every", "1")
+    assert 2 <= wait_for_step(first, out, 2) < 12
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    resumed = run(noisy, out, "--resume", "true")
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    assert main(["export", str(out), "--out", str(tmp_path / "student")]) == 0
+    exported = load_file(tmp_path / "student/model.safetensors")
+    assert exported["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
+
+
+def test_other_strategies_are_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
     noisy["trainer"]["strategy"] = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
-    process = start(noisy, tmp_path / "run")
-    assert process.wait(timeout=120) != 0
+    assert end_of(start(noisy, tmp_path / "run")) != 0
     said = (tmp_path / "run.log").read_text()
-    assert "trainer.strategy is ModelParallelStrategy, which shards the student" in said
+    assert "trainer.strategy is ModelParallelStrategy, which pathokd does not train with: set it to ddp" in said
+
+
+def test_torchrun_with_processes_that_do_not_know_of_each_other_is_refused(
+    noisy: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "alone.yaml"
+    config.write_text(yaml.safe_dump(with_processes(noisy, 1)), encoding="utf-8")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pathokd.cli",
+    ]
+    done = subprocess.run(
+        [*launch, "fit", "--config", str(config), "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "torchrun started 2 processes and the trainer counts 1" in done.stderr
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
