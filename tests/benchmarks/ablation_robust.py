@@ -30,8 +30,11 @@ ARMS: dict[str, list[str]] = {
     "+ consistency": ["consistency"],
     "+ denoised targets, 4 directions": ["denoise4"],
     "+ relations, balanced": ["relations"],
-    "all": ["consistency", "denoise4", "relations", "pairs"],
+    "+ consistency + denoised targets": ["consistency", "denoise4"],
+    "+ consistency + denoised targets + registered pairs, weight 0.1": ["consistency", "denoise4", "pairs", "light"],
+    "the same from the whole quickstart, 80 steps": ["consistency", "denoise4", "pairs", "light", "long"],
 }
+"""What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: both stages have more steps."""
 COLUMNS = {
     "probe": "probe_accuracy",
     "10-NN": "probe_knn10",
@@ -84,17 +87,19 @@ def slug(arm: str) -> str:
 
 
 def train(out: Path, arm: str, seed: int, steps: int) -> None:
-    """The first stage, which all arms of a seed share, and the arm's own steps."""
-    first = out / "first" / str(seed)
+    """The first stage, which the arms of a seed share, and the arm's own steps."""
+    long = "long" in ARMS[arm]
+    first, first_steps = out / ("first_long" if long else "first") / str(seed), 260 if long else 160
     if not (first / "config.json").is_file():
         words = ["--data.tiles", out / "eval_packed", "--data.seed", seed, "--seed_everything", seed]
-        words += ["--trainer.max_steps", 160, "--out", out / "runs" / f"first_{seed}"]
+        run = out / "runs" / f"{first.parent.name}_{seed}"
+        words += ["--trainer.max_steps", first_steps, "--out", run]
         pathokd("fit", "--config", "configs/distill/quickstart.yaml", *words)
-        pathokd("export", out / "runs" / f"first_{seed}", "--out", first, "--which", "last", "--overwrite")
+        pathokd("export", run, "--out", first, "--which", "last", "--overwrite")
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm])
     recipe["model"]["student"]["init"] = str(first)
     recipe["data"]["seed"] = recipe["seed_everything"] = seed
-    recipe["trainer"]["max_steps"] = steps
+    recipe["trainer"]["max_steps"] = 2 * steps if long else steps
     fit(recipe, out, f"{slug(arm)}_{seed}", student(out, arm, seed))
 
 
@@ -107,6 +112,9 @@ def configure(recipe: dict[str, Any], out: Path, parts: list[str]) -> dict[str, 
     if "pairs" not in parts:
         del data["registered"]
         objectives[:] = [o for o in objectives if "InfoNCE" not in o["loss"]["class_path"]]
+    for objective in objectives:
+        if "light" in parts and "InfoNCE" in objective["loss"]["class_path"]:
+            objective["weight"] = 0.1
     for part in parts:
         if part.startswith("denoise"):
             teacher["denoise"] = str(out / f"{part}.safetensors")

@@ -155,6 +155,17 @@ def test_a_run_goes_on_with_the_targets_it_began_with(denoiser: Path, tiny_teach
     check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts["raw"], training=False)
 
 
+def test_slides_scanned_once_are_paired_by_simulation(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """`pathokd simulate` of unregistered tiles is what `pathokd denoise` takes, without a further option."""
+    simulated, out = str(tmp_path / "simulated"), tmp_path / "d.safetensors"
+    words = ["simulate", str(packed), "--out", simulated, "--stain", "h-long-e-short", "--scanner", "soft-warm"]
+    assert main([*words, "--severity", "0.8"]) == 0
+    assert main(["denoise", str(tiny_teacher), simulated, "--out", str(out), "--rank", "1", "--workers", "0"]) == 0
+    result = read_denoiser(out)[0]["results"]["cls"]
+    assert result["tokens"] == 2 * len(PackedTiles(packed))
+    assert 0.2 < result["share"][0] <= 1
+
+
 def test_prototypes_see_raw_tokens(denoiser: Path, tiny_teacher: Path, tiny_prototypes: Path) -> None:
     dino = Objective(DINO(str(tiny_prototypes), diagonal=True))
     images: Any = {"views": {"clean": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, "key": ["a", "b"]}
