@@ -32,7 +32,8 @@ ARMS: dict[str, list[str]] = {
     "+ relations, balanced": ["relations"],
     "+ consistency + denoised targets": ["consistency", "denoise4"],
     "+ consistency + denoised targets + registered pairs, weight 0.1": ["consistency", "denoise4", "pairs", "light"],
-    "the same from the whole quickstart, 80 steps": ["consistency", "denoise4", "pairs", "light", "long"],
+    "+ consistency, from the whole quickstart, 80 steps": ["consistency", "long"],
+    "+ consistency + relations, from the whole quickstart, 80 steps": ["consistency", "relations", "long"],
 }
 """What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: both stages have more steps."""
 COLUMNS = {
