@@ -35,8 +35,8 @@ ARMS: dict[str, list[str]] = {
     "+ consistency, from the whole quickstart, 80 steps": ["consistency", "long"],
     "+ consistency, from the whole quickstart, 160 steps": ["consistency", "long", "longer"],
 }
-"""What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: the first stage has 260 steps, the arm twice as many, `longer`
-four times."""
+"""What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: the first stage has 260 steps and the arm twice as many;
+`longer`: the arm four times as many."""
 COLUMNS = {
     "probe": "probe_accuracy",
     "10-NN": "probe_knn10",
