@@ -32,9 +32,11 @@ ARMS: dict[str, list[str]] = {
     "+ relations, balanced": ["relations"],
     "+ consistency + denoised targets": ["consistency", "denoise4"],
     "+ consistency + denoised targets + registered pairs, weight 0.1": ["consistency", "denoise4", "pairs", "light"],
-    "the same from the whole quickstart, 80 steps": ["consistency", "denoise4", "pairs", "light", "long"],
+    "+ consistency, from the whole quickstart, 80 steps": ["consistency", "long"],
+    "+ consistency, from the whole quickstart, 160 steps": ["consistency", "long", "longer"],
 }
-"""What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: both stages have more steps."""
+"""What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: the first stage has 260 steps and the arm twice as many;
+`longer`: the arm four times as many."""
 COLUMNS = {
     "probe": "probe_accuracy",
     "10-NN": "probe_knn10",
@@ -99,7 +101,7 @@ def train(out: Path, arm: str, seed: int, steps: int) -> None:
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm])
     recipe["model"]["student"]["init"] = str(first)
     recipe["data"]["seed"] = recipe["seed_everything"] = seed
-    recipe["trainer"]["max_steps"] = 2 * steps if long else steps
+    recipe["trainer"]["max_steps"] = steps * (2 if long else 1) * (2 if "longer" in ARMS[arm] else 1)
     fit(recipe, out, f"{slug(arm)}_{seed}", student(out, arm, seed))
 
 
