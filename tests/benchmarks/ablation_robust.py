@@ -34,6 +34,7 @@ ARMS: dict[str, list[str]] = {
     "+ consistency + denoised targets + registered pairs, weight 0.1": ["consistency", "denoise4", "pairs", "light"],
     "+ consistency, from the whole quickstart, 80 steps": ["consistency", "long"],
     "+ consistency, from the whole quickstart, 160 steps": ["consistency", "long", "longer"],
+    "+ consistency + relations, from the whole quickstart, 80 steps": ["consistency", "relations", "long"],
 }
 """What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: the first stage has 260 steps and the arm twice as many;
 `longer`: the arm four times as many."""
