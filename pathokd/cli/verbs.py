@@ -256,7 +256,7 @@ def embed(
     mpp_level0: Mpp | None = None,
     batch_size: int = 32,
     workers: int = 2,
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     dtype: Literal["fp16", "fp32"] = "fp32",
     device: str = "auto",
     compile: bool = False,

@@ -1,5 +1,6 @@
 """The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -127,7 +128,8 @@ def _give_way(worker: int) -> None:
     """On a CPU workers take turns with the model, which waits with all its threads for the one that was put aside."""
     del worker
     if hasattr(os, "nice"):
-        os.nice(10)
+        with contextlib.suppress(OSError):  # where that is forbidden, it is only slower
+            os.nice(10)
 
 
 def _stack(images: list[Rgb]) -> torch.Tensor:

@@ -30,15 +30,18 @@ from pathokd.slides.sources import SlideSource
 from pathokd.slides.tile import cut_slide
 from pathokd.types import Mpp
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 """`auto` is bf16 on CUDA and fp32 elsewhere: few CPUs gain from bf16 and most lose."""
+
+Settled = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Embedder:
     """A frozen model that turns images into one vector each.
 
     It normalises and resizes as the model's card says, or by the transform of a network from elsewhere; the weights
-    stay fp32 and bf16 is autocast. The model is put in eval mode and moved to `device`.
+    stay fp32; bf16 and fp16 are autocast. The model is put in eval mode and moved to `device`.
 
     Args:
         model: An encoder, or what `load_encoder` takes: a card's name, `hf-hub:...` or an exported folder; or the name
@@ -82,7 +85,7 @@ class Embedder:
             )
         self.encoder: Encoder | VectorEncoder = encoder.eval().to(self.device)
         self.readout: Readout = readout
-        self.precision: Literal["fp32", "bf16"] = _settle(precision, self.device)
+        self.precision: Settled = _settle(precision, self.device)
         self.batch_size = batch_size
         self.compiled, self._rows = compile, batch_size if compile else None
         run: Callable[[Tensor], Any] = encoder.encode if isinstance(encoder, Encoder) else encoder
@@ -263,7 +266,7 @@ class Embedder:
         """The model's forward pass, in the embedder's precision."""
         with (
             torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+            torch.autocast(self.device.type, _AUTOCAST.get(self.precision), enabled=self.precision in _AUTOCAST),
         ):
             return self._run(pixels)
 
@@ -300,7 +303,7 @@ def _pixel_table(encoder: Encoder | VectorEncoder, device: torch.device) -> npt.
     return encoder.pixel_values().numpy()
 
 
-def _settle(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def _settle(precision: Precision, device: torch.device) -> Settled:
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision

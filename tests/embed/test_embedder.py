@@ -61,9 +61,10 @@ def test_nothing_in_nothing_out(encoder: Encoder) -> None:
     assert Embedder(encoder, "cls+mean")([]).shape == (0, 96)
 
 
-def test_bf16_is_close_and_returns_fp32(encoder: Encoder) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close_and_returns_fp32(encoder: Encoder, precision: Any) -> None:
     tiles = images(3, 56)
-    exact, fast = Embedder(encoder)(tiles), Embedder(encoder, precision="bf16")(tiles)
+    exact, fast = Embedder(encoder)(tiles), Embedder(encoder, precision=precision)(tiles)
     assert fast.dtype == np.float32
     cosine = (exact * fast).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(fast, axis=1)
     assert cosine.min() > 0.999
@@ -73,8 +74,8 @@ def test_bf16_is_close_and_returns_fp32(encoder: Encoder) -> None:
 def test_arguments_are_checked(encoder: Encoder) -> None:
     with pytest.raises(ValueError, match=r"readout .*cls\+mean.* got 'CLS'"):
         Embedder(encoder, "CLS")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"precision .* got 'fp16'"):
-        Embedder(encoder, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"precision .* got 'fp8'"):
+        Embedder(encoder, precision="fp8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size"):
         Embedder(encoder, batch_size=0)
     with pytest.raises(ValueError, match="uint8 RGB"):
