@@ -5,7 +5,7 @@ import sys
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pathokd.cli.training_memory import memory_sentence
+from pathokd.cli.training_memory import memory_sentence, seen_px, teacher_views
 from pathokd.cost.caching import Workload, judge
 from pathokd.cost.profile import count_gflops
 from pathokd.data.datamodule import TileDataModule
@@ -42,7 +42,7 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
         _gflops(module, data, view) for view in {v for objective in module.objectives for v in objective.views}
     )
     gflops = {
-        key: count_gflops(teacher.card) * len({view for owner, view in _teacher_views(module) if owner == key})
+        key: count_gflops(teacher.card) * len({view for owner, view in teacher_views(module) if owner == key})
         for key, teacher in teachers.items()
     }
     step = sum(gflops[key] for key in running) + 3 * student
@@ -64,24 +64,17 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
     return f"The teacher runs with the training: {verdict.reason}."
 
 
-def _teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
-    first = next(iter(module.teacher_specs))
-    asked = (objective for objective in module.objectives if objective.asks_teacher)
-    return {(objective.teacher or first, view) for objective in asked for view in objective.teacher_views}
-
-
 def _gflops(module: DistillationModule, data: TileDataModule, view: str) -> float:
     """Of the student on one view, all of its crops."""
     crops = data.views.crops
     crop = crops[crop_of(view, crops)]
     card = module.evaluated.encoder.card
-    # A model of fixed size gets every crop at its own.
-    return crop.count * count_gflops(card, image_px=crop.size_px if card.model_args.get("dynamic_img_size") else None)
+    return crop.count * count_gflops(card, image_px=seen_px(card, crop))
 
 
 def _hindered(module: DistillationModule, data: TileDataModule) -> str:
     """Why targets cannot be stored beforehand, or nothing."""
     if data.geometry.scale != (1.0, 1.0):
         return "random crops (data.geometry.scale) need it in every epoch"
-    others = sorted({view for _, view in _teacher_views(module)} - {CLEAN})
+    others = sorted({view for _, view in teacher_views(module)} - {CLEAN})
     return f"it sees the perturbed view {others[0]!r}" if others else ""

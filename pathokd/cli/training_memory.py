@@ -17,10 +17,12 @@ from pathokd.cost.memory import (
 from pathokd.cost.profile import count_params
 from pathokd.data.views import Geometry, Views, crop_of
 from pathokd.distill.module import DistillationModule
+from pathokd.distill.network import head_key
 from pathokd.distill.objective import Objective
 from pathokd.distill.strategy import shards_of
 from pathokd.losses import AlignmentLoss, PrototypeLoss
 from pathokd.losses.assignment import CHUNK_ELEMENTS
+from pathokd.models.cards import ModelCard
 from pathokd.models.teacher import Teacher
 
 
@@ -86,11 +88,21 @@ def memory_plan(
     )
 
 
+def seen_px(card: ModelCard, crop: Geometry) -> int | None:
+    """Side at which a model sees a crop; None, its own, if it is of fixed size."""
+    return crop.size_px if card.model_args.get("dynamic_img_size") else None
+
+
+def teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
+    """(teacher, view) of each forward pass that the objectives ask teachers for."""
+    first = next(iter(module.teacher_specs))
+    asked = (objective for objective in module.objectives if objective.asks_teacher)
+    return {(objective.teacher or first, view) for objective in asked for view in objective.teacher_views}
+
+
 def _student(module: DistillationModule, crops: dict[str, Geometry], view: str) -> VitShape:
     card = module.evaluated.encoder.card
-    # A model of fixed size gets every crop at its own.
-    size = crops[crop_of(view, crops)].size_px if card.model_args.get("dynamic_img_size") else None
-    return vit_shape(card, size)
+    return vit_shape(card, seen_px(card, crops[crop_of(view, crops)]))
 
 
 def _forward(teacher: Teacher, batch_size: int) -> int:
@@ -112,7 +124,7 @@ def _head_bytes(
     key = objective.teacher or next(iter(module.teacher_specs))
     tokens = sum(images[view] * (1 if objective.tokens == "cls" else student[view].tokens) for view in objective.views)
     if isinstance(objective.loss, AlignmentLoss):
-        head: nn.Module = module.net.heads[f"{key}__{objective.tokens}"]
+        head: nn.Module = module.net.heads[head_key(key, objective.tokens)]
         # Prediction and target, each as it is and as a unit vector.
         return tokens * (itemsize * _inside(head) + 4 * FP32 * module.teacher(key).embed_dim)
     mine = module.net.dino_head(key, objective.tokens)
@@ -127,14 +139,8 @@ def _inside(head: nn.Module) -> int:
 
 def _target_bytes(module: DistillationModule, batch_size: int) -> int:
     """What the teachers said, as it is and standardised, and their prototypes."""
-    first, total = next(iter(module.teacher_specs)), _size(module.prototypes)
-    seen = {
-        (objective.teacher or first, view)
-        for objective in module.objectives
-        if objective.asks_teacher
-        for view in objective.teacher_views
-    }
-    for key, _ in seen:
+    total = _size(module.prototypes)
+    for key, _ in teacher_views(module):
         card = module.teacher(key).card
         tokens = (card.image_px // card.patch_px) ** 2 + card.num_prefix_tokens
         total += 2 * FP32 * batch_size * tokens * card.embed_dim

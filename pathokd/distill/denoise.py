@@ -1,6 +1,7 @@
 """Denoised targets inside a run: whose file it is, and which tokens it changes."""
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import head_key
@@ -12,12 +13,21 @@ from pathokd.models.denoise import Denoiser, read_denoiser
 from pathokd.models.teacher import Teacher, TeacherSpec
 
 
+class Denoisers(NamedTuple):
+    """What is projected out of the targets of a run."""
+
+    parts: dict[str, Denoiser]
+    """By `head_key`; only of teachers whose targets are denoised."""
+    identity: dict[str, str]
+    """Fingerprint of each such teacher's file, for checkpoints."""
+
+
 def load_denoisers(
     specs: Mapping[str, TeacherSpec],
     teachers: Mapping[str, Teacher | CachedTeacher],
     wanted: Iterable[tuple[str, Tokens]],
-) -> dict[str, Denoiser]:
-    """What is projected out of the targets, by `head_key`, of the teachers that say so.
+) -> Denoisers:
+    """Read the file of each teacher that names one, once.
 
     Args:
         specs: by key.
@@ -28,22 +38,13 @@ def load_denoisers(
         TrainingError: a file was made from another teacher.
         WeightsError: no such file.
     """
-    found = {}
-    for key, tokens in wanted:
-        path = specs[key].denoise
-        if path is None:
-            continue
-        header, parts = read_denoiser(path)
+    files = {key: read_denoiser(spec.denoise) for key, spec in specs.items() if spec.denoise is not None}
+    for key, (header, _) in files.items():
         differs = made_from(header["settings"], teachers[key])
         if differs is not None:
             raise TrainingError(
-                f"The directions in {path} were taken from {header['settings']['teacher']} with {differs}: make them "
-                f"with `pathokd denoise` for the teacher {key!r} of this run."
+                f"The directions in {specs[key].denoise} were taken from {header['settings']['teacher']} with "
+                f"{differs}: make them with `pathokd denoise` for the teacher {key!r} of this run."
             )
-        found[head_key(key, tokens)] = parts[tokens]
-    return found
-
-
-def denoise_identity(spec: TeacherSpec) -> str | None:
-    """Fingerprint of what a teacher's targets are denoised by, for checkpoints; None without."""
-    return None if spec.denoise is None else fingerprint(read_denoiser(spec.denoise)[0])
+    parts = {head_key(key, tokens): files[key][1][tokens] for key, tokens in wanted if key in files}
+    return Denoisers(parts, {key: fingerprint(header) for key, (header, _) in files.items()})

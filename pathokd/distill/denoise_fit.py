@@ -17,7 +17,7 @@ from pathokd.data.datamodule import ViewDataset, collate
 from pathokd.data.places import RegisteredSpec, registered_tiles
 from pathokd.data.targets import tile_identity
 from pathokd.data.views import CLEAN, Geometry, Views
-from pathokd.distill.prototype_fit import bf16_sha256
+from pathokd.distill.prototype_fit import teacher_settings
 from pathokd.files import check_header, make_header
 from pathokd.models.denoise import SCHEMA, TokenKind, read_denoiser, write_denoiser
 from pathokd.models.teacher import Teacher
@@ -162,17 +162,7 @@ def fit_denoiser(
 
 
 def _header(teacher: Teacher, source: TileSource, spec: DenoiseSpec) -> dict[str, Any]:
-    card = teacher.card
-    settings = {
-        "teacher": card.name,
-        "weights_sha256": teacher.encoder.weights_sha256,
-        "weights_sha256_bf16": bf16_sha256(teacher),
-        "image_px": card.image_px,
-        "mean": list(card.mean),
-        "std": list(card.std),
-        "tiles": tile_identity(source),
-        **asdict(spec),
-    }
+    settings = {**teacher_settings(teacher), "tiles": tile_identity(source), **asdict(spec)}
     return make_header(SCHEMA, json.loads(json.dumps(settings)))
 
 

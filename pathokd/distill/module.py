@@ -110,6 +110,7 @@ class DistillationModule(L.LightningModule):
         self.teachers = nn.ModuleDict()
         self.prototypes = nn.ModuleDict()
         self.denoisers = nn.ModuleDict()
+        self.denoised_by: dict[str, str] = {}
         self.balance = Balance(objectives) if any(objective.share is not None for objective in objectives) else None
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
@@ -139,7 +140,9 @@ class DistillationModule(L.LightningModule):
         heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], teachers)
         self.prototypes.update(heads)
         compared = list(self._targets((AlignmentLoss, RelationLoss)))
-        self.denoisers.update(load_denoisers(self.teacher_specs, teachers, compared))
+        denoisers = load_denoisers(self.teacher_specs, teachers, compared)
+        self.denoisers.update(denoisers.parts)
+        self.denoised_by.update(denoisers.identity)
         counts = {key: head.count for key, head in heads.items()}
         self.net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
         self.statistics = nn.ModuleDict(
@@ -385,7 +388,10 @@ class DistillationModule(L.LightningModule):
             "student_card": asdict(self.evaluated.encoder.card),
             "projector": asdict(self.projector_spec),
             "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
-            "teachers": {key: teacher_facts(self.teacher_specs[key], self.teacher(key)) for key in self.teachers},
+            "teachers": {
+                key: teacher_facts(self.teacher_specs[key], self.teacher(key), self.denoised_by.get(key))
+                for key in self.teachers
+            },
             "prototypes": self._prototype_hashes(),
             "ema": self.ema is not None,
             "metrics": logged,
@@ -406,7 +412,8 @@ class DistillationModule(L.LightningModule):
         for key, facts in saved["teachers"].items():
             if key not in self.teacher_specs:
                 continue
-            check_teacher(key, self.teacher_specs[key], self.teacher(key), facts, training=training)
+            spec, denoise = self.teacher_specs[key], self.denoised_by.get(key)
+            check_teacher(key, spec, self.teacher(key), denoise, facts, training=training)
         for name, sha256 in saved.get("prototypes", {}).items():
             if name in self.prototypes and self._prototype_hashes()[name] != sha256:
                 raise TrainingError(

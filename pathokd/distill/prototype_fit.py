@@ -133,14 +133,8 @@ def fit_prototypes(
 
 
 def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header:
-    card = teacher.card
     settings: dict[str, Any] = {
-        "teacher": card.name,
-        "weights_sha256": teacher.encoder.weights_sha256,
-        "weights_sha256_bf16": bf16_sha256(teacher),
-        "image_px": card.image_px,
-        "mean": list(card.mean),
-        "std": list(card.std),
+        **teacher_settings(teacher),
         "precision": teacher.precision,
         "tiles": fingerprint(source.index["key"].to_list()),
         **asdict(spec),
@@ -148,10 +142,19 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
     return make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
 
 
-def bf16_sha256(teacher: Teacher) -> str:
-    """Hash of the same weights cast to bf16, in which the teacher may run during training."""
-    state = teacher.encoder.model.state_dict()
-    return state_sha256({k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()})
+def teacher_settings(teacher: Teacher) -> dict[str, Any]:
+    """What a header says of the teacher a file was made from, for `made_from` to compare."""
+    state, card = teacher.encoder.model.state_dict(), teacher.card
+    # In bf16 too, in which the teacher may run during training.
+    half = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
+    return {
+        "teacher": card.name,
+        "weights_sha256": teacher.encoder.weights_sha256,
+        "weights_sha256_bf16": state_sha256(half),
+        "image_px": card.image_px,
+        "mean": list(card.mean),
+        "std": list(card.std),
+    }
 
 
 def _check_size(teacher: Teacher, tiles: int, spec: PrototypeSpec) -> None:

@@ -5,24 +5,29 @@ from dataclasses import asdict
 from typing import Any
 
 from pathokd.distill.cached import CachedTeacher
-from pathokd.distill.denoise import denoise_identity
 from pathokd.errors import TrainingError
 from pathokd.models.teacher import Teacher, TeacherSpec
 
 
-def teacher_facts(spec: TeacherSpec, teacher: Teacher | CachedTeacher) -> dict[str, Any]:
-    """Weights, card, stored targets and denoising of a teacher, JSON-able."""
+def teacher_facts(spec: TeacherSpec, teacher: Teacher | CachedTeacher, denoise: str | None) -> dict[str, Any]:
+    """Weights, card, stored targets and denoising (fingerprint of its file) of a teacher, JSON-able."""
     return {
         "weights": spec.weights,
         "weights_sha256": teacher.weights_sha256,
         "card": asdict(teacher.card),
         "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
-        "denoise": denoise_identity(spec),
+        "denoise": denoise,
     }
 
 
 def check_teacher(
-    key: str, spec: TeacherSpec, teacher: Teacher | CachedTeacher, saved: Mapping[str, Any], *, training: bool
+    key: str,
+    spec: TeacherSpec,
+    teacher: Teacher | CachedTeacher,
+    denoise: str | None,
+    saved: Mapping[str, Any],
+    *,
+    training: bool,
 ) -> None:
     """Refuse another teacher than the checkpoint's; to go on training, also other targets of it.
 
@@ -32,13 +37,14 @@ def check_teacher(
         key: of the teacher.
         spec: here.
         teacher: here.
+        denoise: fingerprint of the file its targets are denoised by here; None without.
         saved: `teacher_facts` in the checkpoint.
         training: whether the run goes on.
 
     Raises:
         TrainingError: what differs.
     """
-    now = teacher_facts(spec, teacher)
+    now = teacher_facts(spec, teacher, denoise)
     if training and saved.get("targets") != now["targets"]:
         names = [
             "a running teacher" if facts.get("targets") is None else f"the stored targets {facts['targets']}"

@@ -148,11 +148,12 @@ def test_a_run_goes_on_with_the_targets_it_began_with(denoiser: Path, tiny_teach
     facts: Any = {}
     for name, path in (("raw", None), ("denoised", str(denoiser))):
         built = module(TeacherSpec(str(tiny_teacher), denoise=path))
-        facts[name] = teacher_facts(built.teacher_specs["t"], built.teacher("t"))
-        check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts[name], training=True)
+        here = built.teacher_specs["t"], built.teacher("t"), built.denoised_by.get("t")
+        facts[name] = teacher_facts(*here)
+        check_teacher("t", *here, facts[name], training=True)
     with pytest.raises(TrainingError, match=r"was not denoised when .*model\.teachers\.t\.denoise"):
-        check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts["raw"], training=True)
-    check_teacher("t", built.teacher_specs["t"], built.teacher("t"), facts["raw"], training=False)
+        check_teacher("t", *here, facts["raw"], training=True)
+    check_teacher("t", *here, facts["raw"], training=False)
 
 
 def test_slides_scanned_once_are_paired_by_simulation(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
