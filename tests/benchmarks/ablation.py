@@ -29,6 +29,15 @@ ARMS: dict[str, list[str]] = {
     "both": ["configs/override/views_both.yaml"],
     "clean_perturbed": [],
 }
+COLUMNS = {
+    "probe": "probe_accuracy",
+    "10-NN": "probe_knn10",
+    "top-10 across scanners": "top10_cross_scanner",
+    "separation": "cross_scanner_separation",
+    "top-10 across stainings": "top10_cross_staining",
+    "separation ": "cross_staining_separation",
+}
+"""Of a table of phantoms: heading to what `pathokd compare` calls it."""
 
 
 def pathokd(*words: object) -> None:
@@ -84,15 +93,7 @@ def phantom(out: Path, seeds: list[int], extra: list[str]) -> str:
     teacher = {"teacher": ROOT / "tile_data/teacher"}
     students = train("configs/distill/quickstart.yaml", out / "packed", out, seeds, extra)
     found = registered({**teacher, **students}, out / "packed", out / "comparison.json")
-    columns = {
-        "probe": "probe_accuracy",
-        "10-NN": "probe_knn10",
-        "top-10 across scanners": "top10_cross_scanner",
-        "separation": "cross_scanner_separation",
-        "top-10 across stainings": "top10_cross_staining",
-        "separation ": "cross_staining_separation",
-    }
-    scores = {name: {label: row[key] for label, key in columns.items()} for name, row in found.items()}
+    scores = {name: {label: row[key] for label, key in COLUMNS.items()} for name, row in found.items()}
     return table(scores, seeds, ("teacher",))
 
 

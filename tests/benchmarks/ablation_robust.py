@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from ablation import ROOT, pathokd, registered
+from ablation import COLUMNS, ROOT, pathokd, registered
 
 from pathokd.phantom import write_cohort
 
@@ -38,14 +38,6 @@ ARMS: dict[str, list[str]] = {
 }
 """What is added. `light`: InfoNCE weighs 0.1, not 0.3. `long`: the first stage has 260 steps and the arm twice as many;
 `longer`: the arm four times as many."""
-COLUMNS = {
-    "probe": "probe_accuracy",
-    "10-NN": "probe_knn10",
-    "top-10 across scanners": "top10_cross_scanner",
-    "separation": "cross_scanner_separation",
-    "top-10 across stainings": "top10_cross_staining",
-    "separation ": "cross_staining_separation",
-}
 
 
 def main() -> None:
