@@ -51,6 +51,15 @@ def mean_over_processes(x: Tensor) -> Tensor:
     return total / world_size()
 
 
+def largest_of_processes(value: int, device: torch.device) -> int:
+    """The largest number that any process has; waits for the device, so it is not for every step."""
+    if world_size() == 1:
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all processes below each other, (processes x rows, ...), in the order of ranks; with gradient.
 

@@ -26,6 +26,7 @@ from pathokd.distill.callbacks import (
     PlainProgress,
 )
 from pathokd.distill.module import DistillationModule
+from pathokd.distill.stopping import StopOnSignal
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
 
@@ -96,7 +97,7 @@ class TrainCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
-            callbacks.append(LastCheckpoint(folder, config.checkpoint_every))
+            callbacks += [StopOnSignal(folder), LastCheckpoint(folder, config.checkpoint_every)]
             if config.data.val_fraction > 0:
                 callbacks.append(BestCheckpoint(folder, *config.model.best_measure))
         return callbacks

@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import albumentations as A
@@ -124,12 +127,23 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
     return batch
 
 
-def _give_way(worker: int) -> None:
-    """On a CPU workers take turns with the model, which waits with all its threads for the one that was put aside."""
+def _start_worker(worker: int, *, gives_way: bool) -> None:
+    """What a worker process does first."""
     del worker
-    if hasattr(os, "nice"):
+    # Ctrl-C and a scheduler's SIGTERM reach workers too, and the training still wants the tiles of its last step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, _linger)
+    # On a CPU workers take turns with the model, which waits with all its threads for the one that was put aside.
+    if gives_way and hasattr(os, "nice"):
         with contextlib.suppress(OSError):  # where that is forbidden, it is only slower
             os.nice(10)
+
+
+def _linger(number: int, frame: FrameType | None) -> None:
+    """Stay for a minute; a second signal ends the worker."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(60)
 
 
 def _stack(images: list[Rgb]) -> torch.Tensor:
@@ -302,7 +316,7 @@ class TileDataModule(L.LightningDataModule):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": None if torch.cuda.is_available() else _give_way,
+            "worker_init_fn": partial(_start_worker, gives_way=not torch.cuda.is_available()),
             # Its own generator: seeding workers must not advance the global stream, which a resumed run restores.
             "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -12,16 +12,21 @@ import pytest
 import torch
 import yaml
 
+PYTHONPATH = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 STEPS = 12
 """33 or so training tiles in batches of 4, two batches a step: 4 steps an epoch, 3 epochs."""
 
 
 def fit(config: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pathokd.cli", "fit", "--config", str(config), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PYTHONPATH)}
     with open(out.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
-            [*command, "--checkpoint_every", "1", *more], env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*command, "--checkpoint_every", "1", *more],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
 
@@ -84,3 +89,34 @@ def test_sigkill_in_mid_epoch_and_resume_is_exact(config: Path, tmp_path: Path) 
     assert not list(out.rglob("*.part"))
     if "balance.means" in whole["state_dict"]:
         assert int(whole["state_dict"]["balance.batches"]) == 2 * STEPS
+
+
+def test_a_signal_loses_nothing(recipe: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    whole = finish(fit(config, tmp_path / "whole"), tmp_path / "whole")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / number.name
+        told = {"class_path": "told.Told", "init_args": {"number": int(number), "step": 5}}
+        stopped = fit(config, out, "--checkpoint_every", "100", f"--trainer.callbacks+={yaml.safe_dump(told)}")
+        assert stopped.wait(timeout=200) == 128 + number, out.with_suffix(".log").read_text()
+        said = out.with_suffix(".log").read_text()
+        assert f"stopped by {number.name} after step 6; the same command with --resume true" in said
+        assert "Traceback" not in said
+        assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+        resumed = finish(fit(config, out, "--resume", "true"), out)
+        assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_one_step(recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe["trainer"] |= {"devices": 2, "strategy": "ddp", "accumulate_grad_batches": 1}
+    config, out = tmp_path / "c.yaml", tmp_path / "told"
+    config.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    told = {"class_path": "told.Told", "init_args": {"number": int(signal.SIGTERM), "step": 5}}
+    stopped = fit(config, out, "--checkpoint_every", "100", f"--trainer.callbacks+={yaml.safe_dump(told)}")
+    assert stopped.wait(timeout=300) == 128 + signal.SIGTERM, out.with_suffix(".log").read_text()
+    assert "stopped by SIGTERM after step 10;" in out.with_suffix(".log").read_text()
+    checkpoint = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 10
+    assert checkpoint["pathokd"]["processes"] == 2
