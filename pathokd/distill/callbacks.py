@@ -67,20 +67,35 @@ class FiniteGuard(Callback):
         )
 
 
+def logs_now(trainer: L.Trainer) -> bool:
+    """Whether Lightning writes down what this step logs. What it does not write would cost milliseconds a number."""
+    every = trainer.log_every_n_steps
+    return every > 0 and (trainer.global_step + 1) % every == 0
+
+
 class DataWait(Callback):
-    """Logs `train/data_wait`, the share of a step that the trainer waited for its tiles: more workers lower it."""
+    """Logs `train/data_wait`, the share of the time that the trainer waited for its tiles: more workers lower it."""
 
     def __init__(self) -> None:
         self._started = self._waited = 0.0
+        self._logs = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clocks."""
         self._started, self._waited = time.perf_counter(), _waited_s(trainer)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ask before the step is counted."""
+        self._logs = logs_now(trainer)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the share since the end of the step before, and start again."""
+        """Log the share since it was logged before, and start again."""
+        if not self._logs:
+            return
         now, waited = time.perf_counter(), _waited_s(trainer)
         pl_module.log("train/data_wait", (waited - self._waited) / max(now - self._started, 1e-9))
         self._started, self._waited = now, waited

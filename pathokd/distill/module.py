@@ -15,6 +15,7 @@ from pathokd.data.views import CLEAN
 from pathokd.distill.balance import Balance
 from pathokd.distill.batch_features import StudentCache, TargetCache, project, view_images
 from pathokd.distill.cached import CachedTeacher, open_teacher
+from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
@@ -211,11 +212,12 @@ class DistillationModule(L.LightningModule):
         """Sum of the objectives on one batch."""
         losses = self.losses(batch)
         means = mean_over_processes(torch.stack([losses.total, *losses.parts.values()]))
-        self.log("train/loss", means[0], prog_bar=True)
-        self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
-        if self.balance is not None:
-            shared = zip(self.objectives, self.weights(), strict=True)
-            self.log_dict({f"train/weight/{o.name}": weight for o, weight in shared if o.share is not None})
+        if logs_now(self.trainer):
+            self.log("train/loss", means[0], prog_bar=True)
+            self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
+            if self.balance is not None:
+                shared = zip(self.objectives, self.weights(), strict=True)
+                self.log_dict({f"train/weight/{o.name}": weight for o, weight in shared if o.share is not None})
         parts = {name: part.detach() for name, part in losses.parts.items()}
         return {"loss": losses.total, "mean": means[0], "parts": parts}
 

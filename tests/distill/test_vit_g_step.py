@@ -75,6 +75,7 @@ def one_step() -> dict[str, Any]:
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=1,
+        log_every_n_steps=1,
         gradient_clip_val=3.0,
         logger=False,
         enable_checkpointing=False,
