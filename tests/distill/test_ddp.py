@@ -112,6 +112,35 @@ def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Pat
         assert best[0]["epoch"] == best[1]["epoch"]
 
 
+def on_registered_pairs(recipe: dict[str, Any], tiles: Path) -> dict[str, Any]:
+    """Batches of places, found again under the other condition, and relations kept beside it."""
+    recipe["data"] |= {"tiles": str(tiles), "registered": {"case": "case", "conditions": ["stain", "scanner"]}}
+    recipe["model"]["objectives"] += [
+        {"loss": {"class_path": "pathokd.losses.RegisteredInfoNCE"}, "view": "student", "weight": 0.3},
+        {"loss": {"class_path": "pathokd.losses.RKD"}, "view": "student", "share": 0.2},
+    ]
+    return recipe
+
+
+@pytest.mark.timeout(600)
+def test_registered_pairs_train_two_processes_as_one(
+    recipe: dict[str, Any], registered_packed: Path, tmp_path: Path
+) -> None:
+    on_registered_pairs(recipe, registered_packed)
+    recipe["model"]["student"]["model_args"] |= {"drop_path_rate": 0.0, "qkv_bias": False}  # as in `gathered`
+    recipe["data"]["workers"] = 0
+    recipe["trainer"] |= {"max_epochs": -1, "max_steps": 6, "log_every_n_steps": 1}
+    one, two = (run(with_processes(recipe, n), tmp_path / str(n)) for n in (1, 2))
+    assert one["global_step"] == two["global_step"] == 6
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+    a, b = logged(tmp_path / "1"), logged(tmp_path / "2")
+    assert {"train/cls_registeredinfonce@student", "train/weight/cls_rkd@student", "val/cosine_cls"} <= {*a}
+    assert (a["train/cls_registeredinfonce@student"].dropna() > 0.1).all()  # 4 places: log 4 at first
+    pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
+
+
 @pytest.fixture
 def noisy(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
     """On two processes, with noise that each draws for itself: 12 steps in three epochs."""
@@ -151,7 +180,13 @@ def second_process(first: int) -> int:
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the second process in /proc")
-def test_one_process_or_all_killed_and_resumed_is_exact(noisy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("registered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "pairs"])
+def test_one_process_or_all_killed_and_resumed_is_exact(
+    noisy: dict[str, Any], registered_packed: Path, registered: bool, tmp_path: Path
+) -> None:
+    if registered:
+        on_registered_pairs(noisy, registered_packed)
+        noisy["trainer"] |= {"max_epochs": -1, "max_steps": 12}
     whole = run(noisy, tmp_path / "whole")
     out, often = tmp_path / "killed", ("--checkpoint_every", "1")
     first = start(noisy, out, *often)
