@@ -23,7 +23,7 @@ from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
-from pathokd.distill.strategy import check_strategy, spread
+from pathokd.distill.strategy import check_form, check_strategy, spread
 from pathokd.distill.terms import (
     alignment_term,
     invariance_term,
@@ -429,4 +429,5 @@ class DistillationModule(L.LightningModule):
                 f"{world_size()}: each has random numbers of its own, so the run would become another one; resume with "
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
+        check_form(self._trainer, checkpoint)
         set_random_state(saved["random"][process_rank()], self.device)

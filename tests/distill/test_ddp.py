@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pathokd.cli.main import main
+from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 
 WEIGHTS = 2e-5
 """Largest difference allowed between weights of order 1: fp32 sums in another order, six steps of AdamW at 1e-3."""
@@ -158,8 +159,8 @@ def wait_for_step(process: subprocess.Popen[bytes], out: Path, step: int) -> int
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be killed: " + out.with_suffix(".log").read_text()
-        if last.exists():
-            reached = int(torch.load(last, weights_only=True)["global_step"])
+        if is_checkpoint(last):
+            reached = int(torch.load(last / "meta.pt" if is_sharded(last) else last, weights_only=True)["global_step"])
             if reached >= step:
                 return reached
         time.sleep(0.01)
@@ -219,6 +220,72 @@ def test_another_number_of_processes_is_refused(noisy: dict[str, Any], end: dict
     assert "was written by a training of 2 process(es), and this is one of 1" in said
     assert "trainer.devices x trainer.num_nodes = 2" in said
     assert "Traceback" not in said
+
+
+IN_SHARDS = {
+    "class_path": "pathokd.distill.strategy.FullyShardedStrategy",
+    "init_args": {"sharded_checkpoints": True},
+}
+
+
+@pytest.mark.timeout(600)
+def test_checkpoints_in_shards_are_exported_and_refused_to_others(
+    noisy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy["trainer"] |= {"strategy": IN_SHARDS, "max_steps": 3}
+    out, config = tmp_path / "run", tmp_path / "run.yaml"
+    assert end_of(start(noisy, out)) == 0, out.with_suffix(".log").read_text()
+    for name in ("last", "best"):
+        folder = out / f"checkpoints/{name}.ckpt"
+        assert is_sharded(folder)
+        assert len(list(folder.glob("*/*.distcp"))) == 2
+        assert main(["export", str(out), "--which", name, "--out", str(tmp_path / name)]) == 0
+    weight = load_file(tmp_path / "last/model.safetensors")["patch_embed.proj.weight"]
+    found = read_whole(out / "checkpoints/last.ckpt")
+    assert torch.equal(weight, found["state_dict"]["ema.model.encoder.model.patch_embed.proj.weight"])
+    assert found["global_step"] == 3
+    # One process validates what two trained; it does not go on with it, and takes no half folder for a checkpoint.
+    config.write_text(yaml.safe_dump(with_processes(noisy, 1)), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["fit", "--config", str(config), "--out", str(out), "--resume", "true"]) == 1
+    assert "was written by a training of 2 process(es), and this is one of 1" in capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--out", str(out)]) == 0
+    for name in ("last", "best"):
+        (out / f"checkpoints/{name}.ckpt/meta.pt").unlink()
+    assert main(["validate", "--config", str(config), "--out", str(out)]) == 1
+    assert main(["export", str(out), "--out", str(tmp_path / "none")]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_in_shards_is_killed_and_resumed_exactly(noisy: dict[str, Any], tmp_path: Path) -> None:
+    noisy["trainer"]["strategy"] = "fsdp2"
+    whole = run(noisy, tmp_path / "whole")
+    out, last = tmp_path / "killed", tmp_path / "killed/checkpoints/last.ckpt"
+    assert end_of(start({**noisy, "trainer": {**noisy["trainer"], "max_steps": 2}}, tmp_path / "file")) == 0
+    noisy["trainer"]["strategy"] = IN_SHARDS
+    reached = [0]
+    for more in ([], ["--resume", "true"]):
+        process = start(noisy, out, "--checkpoint_every", "1", *more)
+        reached.append(wait_for_step(process, out, reached[-1] + 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert read_whole(last)["global_step"] >= reached[-1]
+    assert reached[-1] < 12
+    assert end_of(start(noisy, out, "--resume", "true")) == 0, out.with_suffix(".log").read_text()
+    resumed = read_whole(last)
+    assert resumed["global_step"] == 12
+    assert resumed["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    assert len(list(last.iterdir())) == 2  # what the kills left is swept away
+    # A run keeps the form of its checkpoints.
+    noisy["trainer"]["strategy"] = "ddp"
+    assert end_of(start(noisy, out, "--resume", "true")) != 0
+    assert "This checkpoint lies in shards and this run would write whole files" in out.with_suffix(".log").read_text()
+    noisy["trainer"]["strategy"] = IN_SHARDS
+    assert end_of(start(noisy, tmp_path / "file", "--resume", "true")) != 0
+    assert "This checkpoint is one file and this run would write shards" in (tmp_path / "file.log").read_text()
 
 
 @pytest.mark.slow
