@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathokd.distill.network import ProjectedStudent
 from pathokd.errors import TrainingError
+from pathokd.models.encoder import Encoder
 from pathokd.models.sharded import MODEL, SHARDS, is_sharded, read_facts, read_shards, write_shards
 
 _OPTIMIZERS, _GROUPS = "optimizers", "optimizer_groups"
@@ -81,16 +82,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes")
 
 
-def check_strategy(trainer: L.Trainer, *, compiled: bool = False) -> None:
+def check_strategy(trainer: L.Trainer) -> None:
     """Refuse strategies that are not tested, and processes that do not know of each other.
 
-    Args:
-        trainer: with its strategy.
-        compiled: whether the student is to be compiled.
-
     Raises:
-        TrainingError: another strategy; a compiled student that is sharded; or `torchrun` started more processes than
-            the trainer counts.
+        TrainingError: another strategy, or `torchrun` started more processes than the trainer counts.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
@@ -98,8 +94,6 @@ def check_strategy(trainer: L.Trainer, *, compiled: bool = False) -> None:
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "
             "fsdp2 for a student that does not fit beside its teacher, or leave it out."
         )
-    if compiled and isinstance(strategy, FullyShardedStrategy):
-        raise TrainingError("model.compile is not tested with trainer.strategy fsdp2: set model.compile to false.")
     started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
     if started not in (1, trainer.world_size):
         raise TrainingError(
@@ -133,6 +127,28 @@ def check_form(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
 def shards_of(trainer: L.Trainer) -> int:
     """Number of parts that the student is cut into; 1 keeps it whole."""
     return trainer.world_size if isinstance(trainer.strategy, FullyShardedStrategy) else 1
+
+
+def compile_student(encoder: Encoder, trainer: L.Trainer | None, **options: Any) -> None:
+    """Let torch compile the student: whole, or block by block where FSDP2 will cut it, which has to come after.
+
+    Blocks run one code. Torch takes each rate of stochastic depth for a variant of it, and each size of crop, and
+    leaves a code uncompiled after 8 variants: the limit is raised to what the blocks may need.
+
+    Args:
+        encoder: built, not yet `spread`.
+        trainer: with its strategy; None compiles whole.
+        options: of `torch.compile`.
+    """
+    if trainer is None or not isinstance(trainer.strategy, FullyShardedStrategy):
+        encoder.compile(**options)
+        return
+    blocks = list(encoder.model.blocks)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 16 * len(blocks))
+    for block in blocks:
+        block.compile(**options)
 
 
 def spread(module: L.LightningModule, students: Iterable[ProjectedStudent]) -> None:

@@ -306,6 +306,19 @@ def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: 
     assert exported["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_sharded_student_trains_as_a_plain_one(gathered: dict[str, Any], tmp_path: Path) -> None:
+    gathered["trainer"]["strategy"] = "fsdp2"
+    plain = run(with_processes(gathered, 1), tmp_path / "plain")
+    gathered["model"]["compile"] = True
+    compiled = run(with_processes(gathered, 2), tmp_path / "compiled")
+    assert plain["state_dict"].keys() == compiled["state_dict"].keys()
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(compiled["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+    pd.testing.assert_frame_equal(logged(tmp_path / "plain"), logged(tmp_path / "compiled"), rtol=LOGGED, atol=LOGGED)
+
+
 def test_other_strategies_are_refused(noisy: dict[str, Any], tmp_path: Path) -> None:
     noisy["trainer"]["strategy"] = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
     assert end_of(start(noisy, tmp_path / "run")) != 0
