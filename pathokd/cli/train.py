@@ -28,7 +28,7 @@ from pathokd.distill.callbacks import (
 from pathokd.distill.module import DistillationModule
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
-from pathokd.models.sharded import is_checkpoint
+from pathokd.models.sharded import is_checkpoint, sweep_half
 
 
 class KeepConfig(SaveConfigCallback):
@@ -70,6 +70,9 @@ class TrainCLI(LightningCLI):
             raise TrainingError(
                 f"{checkpoints} already holds a run: pass --resume true to go on with it, or another --out."
             )
+        elif self.subcommand == "fit":
+            for half in checkpoints.glob("*.ckpt"):
+                sweep_half(half)
         if self.subcommand != "fit" and not config.ckpt_path:
             found = [path for name in ("best", "last") if is_checkpoint(path := checkpoints / f"{name}.ckpt")]
             if not found:

@@ -58,6 +58,15 @@ def is_checkpoint(path: str | Path) -> bool:
     return Path(path).is_file() or is_sharded(path)
 
 
+def sweep_half(path: str | Path) -> None:
+    """Remove what a run that was killed at its first write left there; a whole checkpoint, or anything else, stays."""
+    path = Path(path)
+    files = [found for found in path.rglob("*") if not found.is_dir()]
+    ours = all(found.name.startswith(_INDEX) or found.suffix in (".distcp", ".part") for found in files)
+    if path.is_dir() and not is_sharded(path) and ours:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write_shards(tensors: dict[str, Any], facts: dict[str, Any], path: str | Path) -> None:
     """Write a checkpoint; all processes together, each with its own parts.
 

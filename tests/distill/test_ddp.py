@@ -254,6 +254,9 @@ def test_checkpoints_in_shards_are_exported_and_refused_to_others(
         (out / f"checkpoints/{name}.ckpt/meta.pt").unlink()
     assert main(["validate", "--config", str(config), "--out", str(out)]) == 1
     assert main(["export", str(out), "--out", str(tmp_path / "none")]) == 1
+    # A new run sweeps the half ones away, and may write files in their place.
+    assert main(["fit", "--config", str(config), "--out", str(out)]) == 0
+    assert (out / "checkpoints/last.ckpt").is_file()
 
 
 @pytest.mark.slow

@@ -13,7 +13,16 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from pathokd.errors import StoreError, WeightsError
-from pathokd.models.sharded import META, is_checkpoint, is_sharded, read_facts, read_shards, read_whole, write_shards
+from pathokd.models.sharded import (
+    META,
+    is_checkpoint,
+    is_sharded,
+    read_facts,
+    read_shards,
+    read_whole,
+    sweep_half,
+    write_shards,
+)
 
 
 def tensors(step: int) -> dict[str, Any]:
@@ -76,9 +85,24 @@ def test_a_kill_at_any_moment_leaves_the_last_one(saved: Path, moment: str, monk
     assert same(read_whole(saved), 1)
     assert list(fresh.iterdir())  # something lies there, and it is no checkpoint
     assert not is_checkpoint(fresh)
+    for path in (saved, fresh):
+        shutil.copytree(path, saved.parent / f"swept-{path.name}")
+        sweep_half(saved.parent / f"swept-{path.name}")
+    assert same(read_whole(saved.parent / "swept-last.ckpt"), 1)
+    assert not (saved.parent / "swept-first.ckpt").exists()
     write_shards(tensors(3), {"global_step": 3}, fresh)
     assert same(read_whole(fresh), 3)
     assert len(list(fresh.iterdir())) == 2
+
+
+def test_what_is_not_ours_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / "other.ckpt/inside").mkdir(parents=True)
+    (tmp_path / "other.ckpt/inside/notes.txt").write_text("mine")
+    (tmp_path / "file.ckpt").write_text("mine")
+    for path in tmp_path.iterdir():
+        sweep_half(path)
+    assert (tmp_path / "other.ckpt/inside/notes.txt").exists()
+    assert (tmp_path / "file.ckpt").exists()
 
 
 def test_shards_that_are_missing_or_cut_are_refused(saved: Path) -> None:
@@ -158,6 +182,7 @@ def as_process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_one_reads(tmp_path: Path) -> None:
     both = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
     try:
