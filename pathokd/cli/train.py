@@ -29,6 +29,7 @@ from pathokd.distill.module import DistillationModule
 from pathokd.distill.stopping import StopOnSignal
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
+from pathokd.models.sharded import is_checkpoint, sweep_half
 
 
 class KeepConfig(SaveConfigCallback):
@@ -61,17 +62,20 @@ class TrainCLI(LightningCLI):
         config.trainer.default_root_dir = config.out
         checkpoints = Path(config.out) / "checkpoints"
         if config.resume:
-            if not (checkpoints / "last.ckpt").is_file():
+            if not is_checkpoint(checkpoints / "last.ckpt"):
                 raise TrainingError(f"--resume found no {checkpoints}/last.ckpt: leave it out to start a new run.")
             config.ckpt_path = str(checkpoints / "last.ckpt")
-            for part in checkpoints.glob(".*.part"):  # what a killed run was writing
+            for part in checkpoints.rglob(".*.part"):  # what a killed run was writing
                 part.unlink(missing_ok=True)
-        elif self.subcommand == "fit" and not config.ckpt_path and any(checkpoints.glob("*.ckpt")):
+        elif self.subcommand == "fit" and not config.ckpt_path and any(map(is_checkpoint, checkpoints.glob("*.ckpt"))):
             raise TrainingError(
                 f"{checkpoints} already holds a run: pass --resume true to go on with it, or another --out."
             )
+        elif self.subcommand == "fit":
+            for half in checkpoints.glob("*.ckpt"):
+                sweep_half(half)
         if self.subcommand != "fit" and not config.ckpt_path:
-            found = [path for name in ("best", "last") if (path := checkpoints / f"{name}.ckpt").is_file()]
+            found = [path for name in ("best", "last") if is_checkpoint(path := checkpoints / f"{name}.ckpt")]
             if not found:
                 raise TrainingError(f"{checkpoints} holds no checkpoint: train first, or pass --ckpt_path.")
             config.ckpt_path = str(found[0])

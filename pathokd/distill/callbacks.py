@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pathokd.errors import TrainingError
 from pathokd.files import atomic_path
+from pathokd.models.sharded import is_sharded, read_whole
 from pathokd.processes import process_rank, world_size
 from pathokd.progress import PLAIN_INTERVAL_S
 
@@ -237,3 +238,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`."""
         with atomic_path(path) as part:
             super().save_checkpoint(checkpoint, part, storage_options)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; of one in shards the whole model, so that a run on one device can validate it."""
+        return read_whole(path) if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)

@@ -24,7 +24,7 @@ from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, set_random_state
-from pathokd.distill.strategy import check_strategy, spread
+from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
 from pathokd.distill.terms import (
     alignment_term,
     invariance_term,
@@ -124,7 +124,7 @@ class DistillationModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what `check_strategy` refuses."""
-        check_strategy(self.trainer, compiled=self.compile_models)
+        check_strategy(self.trainer)
 
     def configure_model(self) -> None:
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
@@ -154,9 +154,10 @@ class DistillationModule(L.LightningModule):
         start_heads(self.net, self.student_spec.init, teachers, dict(self.statistics.items()))
         self.ema = Ema(self.net, self.ema_momentum[0]) if self.ema_momentum else None
         if self.compile_models:
-            running = (teacher.encoder for teacher in self.teachers.values() if isinstance(teacher, Teacher))
-            for module in (encoder, *running):
-                module.compile()
+            compile_student(encoder, self._trainer)
+            for teacher in self.teachers.values():
+                if isinstance(teacher, Teacher):
+                    teacher.encoder.compile()
         for teacher in self.teachers.values():
             if isinstance(teacher, CachedTeacher):
                 teacher.release()
@@ -434,4 +435,5 @@ class DistillationModule(L.LightningModule):
                 f"{world_size()}: each has random numbers of its own, so the run would become another one; resume with "
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
+        check_form(self._trainer, checkpoint)
         set_random_state(saved["random"][process_rank()], self.device)

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pathokd.data.batch import TileSource
+from pathokd.data.targets import tile_identity
 from pathokd.distill.prototype_tokens import TokenShards, TokenSpec, extract_tokens
 from pathokd.errors import ManifestError
-from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header, write_json
+from pathokd.files import Header, atomic_path, check_header, make_header, write_json
 from pathokd.losses.assignment import balanced_centres
 from pathokd.models.prototype_head import FILE_NAME, SCHEMA, TokenKind, read_header, write_heads
 from pathokd.models.spherical_kmeans import Clusters, lloyd_step, seed_centroids
@@ -136,7 +137,7 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
     settings: dict[str, Any] = {
         **teacher_settings(teacher),
         "precision": teacher.precision,
-        "tiles": fingerprint(source.index["key"].to_list()),
+        "tiles": tile_identity(source),
         **asdict(spec),
     }
     return make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back

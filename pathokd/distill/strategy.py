@@ -1,7 +1,8 @@
 """How a training may be spread over devices: one device, DDP, or FSDP2, which shards student, average and AdamW."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,37 +12,81 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pathokd.distill.network import ProjectedStudent
 from pathokd.errors import TrainingError
+from pathokd.models.encoder import Encoder
+from pathokd.models.sharded import MODEL, SHARDS, is_sharded, read_facts, read_shards, write_shards
+
+_OPTIMIZERS, _GROUPS = "optimizers", "optimizer_groups"
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
     """`trainer.strategy: fsdp2`: each process holds its share of the student, its average and AdamW's moments.
 
-    Blocks are put together when they are needed. Checkpoints are assembled to the one file that DDP writes too: a
-    student takes a few GiB at most, and export, the atomic write and another strategy need no other path.
+    Blocks are put together when they are needed.
+
+    Args:
+        sharded_checkpoints: write checkpoints as folders into which each process writes its own part
+            (`pathokd.models.sharded`), by class_path: pathokd.distill.strategy.FullyShardedStrategy and init_args.
+            Off, they are assembled to the one file that DDP writes too. That is the default, since a student, its
+            average and AdamW's moments take 16 bytes a parameter, 1.4 GB of a ViT-B and 18 GB of a ViT-g: the first
+            process can hold them, and one file is read by any strategy. Turn it on where it cannot, or where writing
+            keeps the others waiting; all nodes then need one file system. A run keeps the form it began with.
+        kwargs: of Lightning's ModelParallelStrategy.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+    def __init__(self, sharded_checkpoints: bool = False, **kwargs: Any) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=sharded_checkpoints, **kwargs)
+        self.sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
         """Shard over all processes of all nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write one file, or shards of which there is always a whole one."""
+        if not self.sharded_checkpoints:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        tensors = {MODEL: checkpoint.pop("state_dict")}
+        if "optimizer_states" in checkpoint:
+            states = checkpoint.pop("optimizer_states")
+            tensors[_OPTIMIZERS] = {str(i): state["state"] for i, state in enumerate(states)}
+            checkpoint[_GROUPS] = [state["param_groups"] for state in states]
+        write_shards(tensors, checkpoint, self.broadcast(str(filepath)))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read either form; of shards each process its own parts."""
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if not is_sharded(path):
+            return super().load_checkpoint(path, weights_only)
+        from torch.distributed.checkpoint.state_dict import (
+            get_model_state_dict,
+            get_optimizer_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        module, facts = self.model, read_facts(path)
+        if module is None:
+            raise RuntimeError("The strategy holds no model yet.")
+        state = get_model_state_dict(module)
+        read_shards({MODEL: state}, path)
+        set_model_state_dict(module, state)
+        for number, (optimizer, groups) in enumerate(zip(self.optimizers, facts.get(_GROUPS, []), strict=False)):
+            moments = get_optimizer_state_dict(module, optimizer)["state"]
+            read_shards({_OPTIMIZERS: {str(number): moments}}, path)
+            set_optimizer_state_dict(module, optimizer, {"state": moments, "param_groups": groups})
+        return facts
+
 
 StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes")
 
 
-def check_strategy(trainer: L.Trainer, *, compiled: bool = False) -> None:
+def check_strategy(trainer: L.Trainer) -> None:
     """Refuse strategies that are not tested, and processes that do not know of each other.
 
-    Args:
-        trainer: with its strategy.
-        compiled: whether the student is to be compiled.
-
     Raises:
-        TrainingError: another strategy; a compiled student that is sharded; or `torchrun` started more processes than
-            the trainer counts.
+        TrainingError: another strategy, or `torchrun` started more processes than the trainer counts.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
@@ -49,8 +94,6 @@ def check_strategy(trainer: L.Trainer, *, compiled: bool = False) -> None:
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "
             "fsdp2 for a student that does not fit beside its teacher, or leave it out."
         )
-    if compiled and isinstance(strategy, FullyShardedStrategy):
-        raise TrainingError("model.compile is not tested with trainer.strategy fsdp2: set model.compile to false.")
     started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
     if started not in (1, trainer.world_size):
         raise TrainingError(
@@ -60,9 +103,52 @@ def check_strategy(trainer: L.Trainer, *, compiled: bool = False) -> None:
         )
 
 
+def check_form(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of one form where the run would write the other in its place.
+
+    Raises:
+        TrainingError: says what to set.
+    """
+    strategy = trainer.strategy
+    writes, read = isinstance(strategy, FullyShardedStrategy) and strategy.sharded_checkpoints, SHARDS in checkpoint
+    if read and not writes:
+        raise TrainingError(
+            "This checkpoint lies in shards and this run would write whole files in their place: resume with "
+            "trainer.strategy: {class_path: pathokd.distill.strategy.FullyShardedStrategy, init_args: "
+            "{sharded_checkpoints: true}}."
+        )
+    if writes and not read:
+        raise TrainingError(
+            "This checkpoint is one file and this run would write shards in its place: resume with trainer.strategy: "
+            "fsdp2, without sharded_checkpoints."
+        )
+
+
 def shards_of(trainer: L.Trainer) -> int:
     """Number of parts that the student is cut into; 1 keeps it whole."""
     return trainer.world_size if isinstance(trainer.strategy, FullyShardedStrategy) else 1
+
+
+def compile_student(encoder: Encoder, trainer: L.Trainer | None, **options: Any) -> None:
+    """Let torch compile the student: whole, or block by block where FSDP2 will cut it, which has to come after.
+
+    Blocks run one code. Torch takes each rate of stochastic depth for a variant of it, and each size of crop, and
+    leaves a code uncompiled after 8 variants: the limit is raised to what the blocks may need.
+
+    Args:
+        encoder: built, not yet `spread`.
+        trainer: with its strategy; None compiles whole.
+        options: of `torch.compile`.
+    """
+    if trainer is None or not isinstance(trainer.strategy, FullyShardedStrategy):
+        encoder.compile(**options)
+        return
+    blocks = list(encoder.model.blocks)
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 16 * len(blocks))
+    for block in blocks:
+        block.compile(**options)
 
 
 def spread(module: L.LightningModule, students: Iterable[ProjectedStudent]) -> None:

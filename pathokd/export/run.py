@@ -14,6 +14,7 @@ from pathokd.models.build import build_timm
 from pathokd.models.cards import ModelCard
 from pathokd.models.encoder import Encoder
 from pathokd.models.projector import Projector, make_projector
+from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 from pathokd.models.standardize import Standardizer
 
 SCHEMA = "distillation/2"
@@ -37,7 +38,7 @@ def export_run(
     the student's tokens to the teacher's own space.
 
     Args:
-        run: folder of a `fit`, or a `.ckpt` file.
+        run: folder of a `fit`, or one of its checkpoints, a file or a folder of shards.
         out_dir: folder to make.
         which: `best` or `last` checkpoint of the folder; by default the best if there is one.
         untrained: export the same student with random weights and no heads, as a control.
@@ -75,16 +76,16 @@ def export_run(
 
 
 def find_checkpoint(run: Path, which: Which | None = None) -> Path:
-    """The checkpoint file of a run.
+    """The checkpoint of a run, a file or a folder of shards.
 
     Raises:
         WeightsError: there is none.
     """
-    if run.is_file():
+    if is_checkpoint(run):
         return run
     names = [which] if which else ["best", "last"]
     for name in names:
-        if (run / "checkpoints" / f"{name}.ckpt").is_file():
+        if is_checkpoint(run / "checkpoints" / f"{name}.ckpt"):
             return run / "checkpoints" / f"{name}.ckpt"
     raise WeightsError(
         f"{run} holds no checkpoints/{names[-1]}.ckpt: give the folder of a `pathokd fit`, or a .ckpt file."
@@ -92,12 +93,17 @@ def find_checkpoint(run: Path, which: Which | None = None) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    checkpoint = read_whole(path) if is_sharded(path) else _load_file(path)
+    if checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
+        raise WeightsError(f"{path} was not written by `pathokd fit` (expected schema {SCHEMA!r} in it).")
+    return checkpoint
+
+
+def _load_file(path: Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): train again.") from error
-    if checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
-        raise WeightsError(f"{path} was not written by `pathokd fit` (expected schema {SCHEMA!r} in it).")
     return checkpoint
 
 

@@ -80,6 +80,23 @@ def test_a_batch_is_places_under_the_same_two_conditions(world: int) -> None:
     assert len(seen) > 1
 
 
+def test_two_processes_draw_the_batches_of_one_and_tear_no_place_apart() -> None:
+    registered = grid()
+    one, two = (
+        PlaceBatchSampler(registered, 8),
+        [PlaceBatchSampler(registered, 4, rank=r, world_size=2) for r in (0, 1)],
+    )
+    assert len(one) == len(two[0]) > 3
+    for epoch in range(3):
+        for sampler in (one, *two):
+            sampler.set_epoch(epoch)
+        for whole, *shares in zip(one, *two, strict=True):
+            assert sorted(whole) == sorted([*shares[0], *shares[1]])  # the same visits, so the same views
+            for share in shares:
+                places = registered.place[[draw.position for draw in share]]
+                assert (np.unique(places, return_counts=True)[1] == 2).all()
+
+
 def test_no_two_visits_share_their_views() -> None:
     sampler, draws = PlaceBatchSampler(grid(), 8), []
     for epoch in range(4):

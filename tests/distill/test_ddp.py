@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pathokd.cli.main import main
+from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 
 WEIGHTS = 2e-5
 """Largest difference allowed between weights of order 1: fp32 sums in another order, six steps of AdamW at 1e-3."""
@@ -112,6 +113,35 @@ def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Pat
         assert best[0]["epoch"] == best[1]["epoch"]
 
 
+def on_registered_pairs(recipe: dict[str, Any], tiles: Path) -> dict[str, Any]:
+    """Batches of places, found again under the other condition, and relations kept beside it."""
+    recipe["data"] |= {"tiles": str(tiles), "registered": {"case": "case", "conditions": ["stain", "scanner"]}}
+    recipe["model"]["objectives"] += [
+        {"loss": {"class_path": "pathokd.losses.RegisteredInfoNCE"}, "view": "student", "weight": 0.3},
+        {"loss": {"class_path": "pathokd.losses.RKD"}, "view": "student", "share": 0.2},
+    ]
+    return recipe
+
+
+@pytest.mark.timeout(600)
+def test_registered_pairs_train_two_processes_as_one(
+    recipe: dict[str, Any], registered_packed: Path, tmp_path: Path
+) -> None:
+    on_registered_pairs(recipe, registered_packed)
+    recipe["model"]["student"]["model_args"] |= {"drop_path_rate": 0.0, "qkv_bias": False}  # as in `gathered`
+    recipe["data"]["workers"] = 0
+    recipe["trainer"] |= {"max_epochs": -1, "max_steps": 6, "log_every_n_steps": 1}
+    one, two = (run(with_processes(recipe, n), tmp_path / str(n)) for n in (1, 2))
+    assert one["global_step"] == two["global_step"] == 6
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+    a, b = logged(tmp_path / "1"), logged(tmp_path / "2")
+    assert {"train/cls_registeredinfonce@student", "train/weight/cls_rkd@student", "val/cosine_cls"} <= {*a}
+    assert (a["train/cls_registeredinfonce@student"].dropna() > 0.1).all()  # 4 places: log 4 at first
+    pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
+
+
 @pytest.fixture
 def noisy(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
     """On two processes, with noise that each draws for itself: 12 steps in three epochs."""
@@ -129,8 +159,8 @@ def wait_for_step(process: subprocess.Popen[bytes], out: Path, step: int) -> int
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be killed: " + out.with_suffix(".log").read_text()
-        if last.exists():
-            reached = int(torch.load(last, weights_only=True)["global_step"])
+        if is_checkpoint(last):
+            reached = int(torch.load(last / "meta.pt" if is_sharded(last) else last, weights_only=True)["global_step"])
             if reached >= step:
                 return reached
         time.sleep(0.01)
@@ -151,7 +181,13 @@ def second_process(first: int) -> int:
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the second process in /proc")
-def test_one_process_or_all_killed_and_resumed_is_exact(noisy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("registered", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "pairs"])
+def test_one_process_or_all_killed_and_resumed_is_exact(
+    noisy: dict[str, Any], registered_packed: Path, registered: bool, tmp_path: Path
+) -> None:
+    if registered:
+        on_registered_pairs(noisy, registered_packed)
+        noisy["trainer"] |= {"max_epochs": -1, "max_steps": 12}
     whole = run(noisy, tmp_path / "whole")
     out, often = tmp_path / "killed", ("--checkpoint_every", "1")
     first = start(noisy, out, *often)
@@ -186,6 +222,75 @@ def test_another_number_of_processes_is_refused(noisy: dict[str, Any], end: dict
     assert "Traceback" not in said
 
 
+IN_SHARDS = {
+    "class_path": "pathokd.distill.strategy.FullyShardedStrategy",
+    "init_args": {"sharded_checkpoints": True},
+}
+
+
+@pytest.mark.timeout(600)
+def test_checkpoints_in_shards_are_exported_and_refused_to_others(
+    noisy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy["trainer"] |= {"strategy": IN_SHARDS, "max_steps": 3}
+    out, config = tmp_path / "run", tmp_path / "run.yaml"
+    assert end_of(start(noisy, out)) == 0, out.with_suffix(".log").read_text()
+    for name in ("last", "best"):
+        folder = out / f"checkpoints/{name}.ckpt"
+        assert is_sharded(folder)
+        assert len(list(folder.glob("*/*.distcp"))) == 2
+        assert main(["export", str(out), "--which", name, "--out", str(tmp_path / name)]) == 0
+    weight = load_file(tmp_path / "last/model.safetensors")["patch_embed.proj.weight"]
+    found = read_whole(out / "checkpoints/last.ckpt")
+    assert torch.equal(weight, found["state_dict"]["ema.model.encoder.model.patch_embed.proj.weight"])
+    assert found["global_step"] == 3
+    # One process validates what two trained; it does not go on with it, and takes no half folder for a checkpoint.
+    config.write_text(yaml.safe_dump(with_processes(noisy, 1)), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["fit", "--config", str(config), "--out", str(out), "--resume", "true"]) == 1
+    assert "was written by a training of 2 process(es), and this is one of 1" in capsys.readouterr().err
+    assert main(["validate", "--config", str(config), "--out", str(out)]) == 0
+    for name in ("last", "best"):
+        (out / f"checkpoints/{name}.ckpt/meta.pt").unlink()
+    assert main(["validate", "--config", str(config), "--out", str(out)]) == 1
+    assert main(["export", str(out), "--out", str(tmp_path / "none")]) == 1
+    # A new run sweeps the half ones away, and may write files in their place.
+    assert main(["fit", "--config", str(config), "--out", str(out)]) == 0
+    assert (out / "checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_in_shards_is_killed_and_resumed_exactly(noisy: dict[str, Any], tmp_path: Path) -> None:
+    noisy["trainer"]["strategy"] = "fsdp2"
+    whole = run(noisy, tmp_path / "whole")
+    out, last = tmp_path / "killed", tmp_path / "killed/checkpoints/last.ckpt"
+    assert end_of(start({**noisy, "trainer": {**noisy["trainer"], "max_steps": 2}}, tmp_path / "file")) == 0
+    noisy["trainer"]["strategy"] = IN_SHARDS
+    reached = [0]
+    for more in ([], ["--resume", "true"]):
+        process = start(noisy, out, "--checkpoint_every", "1", *more)
+        reached.append(wait_for_step(process, out, reached[-1] + 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert read_whole(last)["global_step"] >= reached[-1]
+    assert reached[-1] < 12
+    assert end_of(start(noisy, out, "--resume", "true")) == 0, out.with_suffix(".log").read_text()
+    resumed = read_whole(last)
+    assert resumed["global_step"] == 12
+    assert resumed["state_dict"].keys() == whole["state_dict"].keys()
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    assert len(list(last.iterdir())) == 2  # what the kills left is swept away
+    # A run keeps the form of its checkpoints.
+    noisy["trainer"]["strategy"] = "ddp"
+    assert end_of(start(noisy, out, "--resume", "true")) != 0
+    assert "This checkpoint lies in shards and this run would write whole files" in out.with_suffix(".log").read_text()
+    noisy["trainer"]["strategy"] = IN_SHARDS
+    assert end_of(start(noisy, tmp_path / "file", "--resume", "true")) != 0
+    assert "This checkpoint is one file and this run would write shards" in (tmp_path / "file.log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: Path) -> None:
@@ -202,6 +307,19 @@ def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: 
     assert main(["export", str(out), "--out", str(tmp_path / "student")]) == 0
     exported = load_file(tmp_path / "student/model.safetensors")
     assert exported["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_sharded_student_trains_as_a_plain_one(gathered: dict[str, Any], tmp_path: Path) -> None:
+    gathered["trainer"]["strategy"] = "fsdp2"
+    plain = run(with_processes(gathered, 1), tmp_path / "plain")
+    gathered["model"]["compile"] = True
+    compiled = run(with_processes(gathered, 2), tmp_path / "compiled")
+    assert plain["state_dict"].keys() == compiled["state_dict"].keys()
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(compiled["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
+    pd.testing.assert_frame_equal(logged(tmp_path / "plain"), logged(tmp_path / "compiled"), rtol=LOGGED, atol=LOGGED)
 
 
 def test_other_strategies_are_refused(noisy: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.wsi import open_tiles
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
@@ -246,6 +247,17 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(packed: Path, tiny_teac
     before = (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns
     assert fit_prototypes(teacher, Failing(tiles, 0), tmp_path / "cut", spec, workers=0)["cls"].k == 6
     assert (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns == before
+
+
+def test_prototypes_of_the_same_tiles_in_other_pixels_are_no_answer(
+    head: Path, packed: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    teacher, manifest = build_teacher(TeacherSpec(str(tiny_teacher))), packed.parent / "manifest.parquet"
+    pack_tiles(manifest, tmp_path / "shards", PackSpec(shard_tiles=7), workers=1)
+    pack_tiles(manifest, tmp_path / "coarse", PackSpec(quality=50), workers=1)
+    assert fit_prototypes(teacher, open_tiles(tmp_path / "shards"), head, SPEC, workers=0)["cls"].k == SPEC.k
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        fit_prototypes(teacher, open_tiles(tmp_path / "coarse"), head, SPEC, workers=0)
 
 
 def test_kmeans_goes_on_from_its_last_step(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""How a student is made ready for its strategy, in one process; several are in test_ddp.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from pathokd.distill.strategy import FullyShardedStrategy, compile_student
+from pathokd.models import StudentSpec
+from pathokd.models.encoder import Encoder
+from pathokd.models.student import build_student
+
+ARGS = {"embed_dim": 16, "num_heads": 2, "patch_size": 8, "depth": 10}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """A process group of one, and torch's compiler as it is by itself."""
+    torch._dynamo.reset()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+        yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+    torch._dynamo.reset()
+
+
+def gradients(encoder: Encoder) -> list[torch.Tensor]:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoder.train()(images).cls.square().sum().backward()
+    found: list[Any] = [parameter.grad for parameter in encoder.parameters()]
+    return [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in found]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch, as it traces
+@pytest.mark.filterwarnings("ignore:.*FSDP2-wrapped module .* returned a view tensor")
+@pytest.mark.parametrize(("drop_path_rate", "graphs"), [(0.0, 1), (0.2, 10)])
+def test_every_block_of_a_sharded_student_is_compiled(alone: DeviceMesh, drop_path_rate: float, graphs: int) -> None:
+    """Blocks alike share one graph; ten rates of stochastic depth are more variants than torch compiles by itself."""
+    spec = StudentSpec("vit_tiny_patch16_224", {**ARGS, "drop_path_rate": drop_path_rate}, image_px=32)
+    plain, encoder, counter = build_student(spec), build_student(spec), torch._dynamo.testing.CompileCounter()
+    compile_student(encoder, SimpleNamespace(strategy=FullyShardedStrategy()), backend=counter)  # type: ignore[arg-type]
+    for block in encoder.model.blocks:
+        fully_shard(block, mesh=alone)
+    fully_shard(encoder, mesh=alone)
+    found = gradients(encoder)
+    assert counter.frame_count == graphs
+    if drop_path_rate == 0:
+        for mine, wanted in zip(found, gradients(plain), strict=True):
+            torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
