@@ -70,7 +70,7 @@ class FiniteGuard(Callback):
 
 def logs_now(trainer: L.Trainer) -> bool:
     """Whether Lightning writes down what this step logs. What it does not write would cost milliseconds a number."""
-    every = trainer.log_every_n_steps
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and (trainer.global_step + 1) % every == 0
 
 
