@@ -13,11 +13,10 @@ from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
 from pathokd.distill.balance import Balance
-from pathokd.distill.batch_features import StudentCache, TargetCache, project, view_images
+from pathokd.distill.batch_features import StudentCache, TargetCache, view_images
 from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
-from pathokd.distill.fidelity import Fidelity
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
@@ -33,12 +32,12 @@ from pathokd.distill.terms import (
     relation_term,
     spread_term,
 )
+from pathokd.distill.validation import Validation
 from pathokd.distill.warm_start import start_heads
 from pathokd.errors import TrainingError
 from pathokd.losses import AlignmentLoss, InvarianceLoss, PlaceLoss, PrototypeLoss, RelationLoss, SpreadLoss
 from pathokd.models.dino_head import DinoHeadSpec
 from pathokd.models.ema import Ema
-from pathokd.models.features import Features
 from pathokd.models.prototype_head import PrototypeHead
 from pathokd.models.standardize import Standardizer
 from pathokd.models.student import StudentSpec, build_student
@@ -115,8 +114,7 @@ class DistillationModule(L.LightningModule):
         self.balance = Balance(objectives) if any(objective.share is not None for objective in objectives) else None
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
-        self._fidelity: dict[str, Fidelity] = {}
-        self._agreement: dict[tuple[str, Tokens], Agreement] = {}
+        self._validation: Validation | None = None
         for objective in objectives:
             self._teacher_of(objective)
 
@@ -333,32 +331,22 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start the measures afresh."""
-        self._fidelity = {key: Fidelity(self.fidelity_tiles) for key in self.teacher_specs}
-        self._agreement = {
+        agreement = {
             (key, objective.tokens): Agreement(self.prototype_head(key, objective.tokens), objective.loss)
             for objective in self.objectives
             if isinstance(objective.loss, PrototypeLoss)
             for key in [self._teacher_of(objective)]
         }
+        self._validation = Validation(self.teacher_specs, self._targets(), agreement, self.fidelity_tiles)
 
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
         """Compare the evaluated student with each teacher on clean tiles."""
-        student: Features = self.evaluated(view_images(batch["views"], CLEAN))
-        targets = self._targets_of(batch)
-        for key, tokens in self._targets():
-            target = targets.get(key, tokens, CLEAN, student.grid)
-            prediction = project(self.evaluated, student, key, tokens, targets)
-            self._fidelity[key].add_cosine(f"cosine_{tokens}", prediction, target)
-        for (key, tokens), agreement in self._agreement.items():
-            head = self.evaluated.dino_head(key, tokens)
-            unit = targets.unit(key, tokens, CLEAN, student.grid)
-            agreement.add(head(getattr(student, tokens)), head.prototypes(), unit)
-        for key, fidelity in self._fidelity.items():
-            fidelity.add_features(student.cls, targets.features(key, CLEAN).cls)
+        if self._validation is not None:
+            self._validation.add(self.evaluated, view_images(batch["views"], CLEAN), self._targets_of(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures as `val/...`, the first teacher's without its name."""
-        self._log_fidelity("val")
+        self._log_measures("val")
 
     def on_test_epoch_start(self) -> None:
         """Start the measures afresh."""
@@ -370,18 +358,13 @@ class DistillationModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the measures as `test/...`."""
-        self._log_fidelity("test")
+        self._log_measures("test")
 
-    def _log_fidelity(self, stage: str) -> None:
-        for number, (key, fidelity) in enumerate(self._fidelity.items()):
-            prefix = stage if number == 0 else f"{stage}/{key}"
-            measures = fidelity.compute()
-            for (teacher, tokens), agreement in self._agreement.items():
-                if teacher == key:
-                    measures.update(agreement.compute(tokens))
-            values = {f"{prefix}/{name}": value for name, value in measures.items()}
-            on_device = {name: value.to(self.device) for name, value in values.items()}
+    def _log_measures(self, stage: str) -> None:
+        for number, measures in enumerate([] if self._validation is None else self._validation.compute(stage)):
+            on_device = {name: value.to(self.device) for name, value in measures.items()}
             self.log_dict(on_device, prog_bar=number == 0, sync_dist=True)
+        self._validation = None  # its features are not kept through the next epoch
 
     # ------------------------------------------------------------- checkpoints
 

@@ -2,7 +2,8 @@
 
 A linear probe is tested on changed tiles of parts it never saw: once trained on clean tiles (what does this model
 bear?), once on tiles changed alike (is the class still in the picture?). Reported per factor, profile and student view:
-both balanced accuracies at each severity, and the highest severities up to which they fall by at most 0.02.
+both balanced accuracies at each severity, and the highest severities up to which they fall by at most 0.02. Restaining
+and the student's view, which are another change for each tile, show the second probe several copies of each.
 """
 
 import os
@@ -21,7 +22,7 @@ from pathokd.embed import Embedder
 from pathokd.evaluate.compare import probe_rows
 from pathokd.evaluate.images import resize
 from pathokd.evaluate.pairs import place_ids
-from pathokd.evaluate.severity import SEVERITIES, severity_curves, tolerated
+from pathokd.evaluate.severity import SEVERITIES, known_changes, severity_curves, tolerated
 from pathokd.models import load_encoder
 from pathokd.slides.manifest import TileSpec
 from pathokd.slides.sources import find_slides
@@ -33,6 +34,10 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(3 * 3600)]
 ROOT = Path(__file__).parents[2]
 TILES = int(os.environ.get("PATHOKD_BENCH_TILES", "300"))
 ALLOWED = 0.02
+DRAWN = ("restaining", "student view")
+COPIES = 8
+STATED = {("phantom", "scanner"): 1.0, ("phantom", "view"): 1.0, ("real", "scanner"): 1.0, ("real", "view"): 1.0}
+"""Up to here the class survives, as RESULTS.md and the docstrings say: no loss that is surely more than `ALLOWED`."""
 
 
 class Labelled(NamedTuple):
@@ -80,24 +85,34 @@ def real_tiles(data: Path) -> Labelled:
     return Labelled(Embedder(encoder), lambda i: tiles[i], labels, folds, np.arange(len(labels)))
 
 
+@pytest.mark.parametrize("kind", ["scanner", "view"])
 @pytest.mark.parametrize("which", ["phantom", "real"])
-def test_tissue_survives(which: str, tmp_path: Path, request: Any, publish: Any, markdown: Any) -> None:
+def test_tissue_survives(which: str, kind: str, tmp_path: Path, request: Any, publish: Any, markdown: Any) -> None:
     tiles = phantom_tiles(tmp_path) if which == "phantom" else real_tiles(request.getfixturevalue("real_data"))
-    curves = severity_curves(tiles.embedder, tiles.read, tiles.labels, tiles.folds, tiles.groups)
+    changes = {name: change for name, change in known_changes().items() if (name in DRAWN) == (kind == "view")}
+    curves = severity_curves(
+        tiles.embedder,
+        tiles.read,
+        tiles.labels,
+        tiles.folds,
+        tiles.groups,
+        changes=changes,
+        draws=COPIES if kind == "view" else 1,
+    )
     limit, held = tolerated(curves, ALLOWED), tolerated(curves, ALLOWED, "own_drop")
     clean = curves[curves["change"] == "clean"].iloc[0]
     rows = [[name, *_cells(curves[curves["change"] == name]), f"{limit[name]:g}", f"{held[name]:g}"] for name in limit]
     header = ["change", *(f"{severity:g}" for severity in SEVERITIES), "the model bears", "the picture bears"]
-    title = (
-        f"Harm: {which}, n = {clean['n']}, clean {clean['accuracy']:.3f} ({clean['low']:.3f} to {clean['high']:.3f})"
-    )
+    interval = f"{clean['accuracy']:.3f} ({clean['low']:.3f} to {clean['high']:.3f})"
+    title = f"Harm: {which}, {kind}, n = {clean['n']}, clean {interval}"
     publish(
-        f"harm_{which}",
+        f"harm_{which}_{kind}",
         {"curves": curves.to_dict("records"), "limit": limit, "held": held},
         f"{title}\n\n{markdown(header, rows)}",
     )
-    view = curves[curves["change"] == "student view"].set_index("severity")
-    assert view.loc[1.0, "own_drop_low"] <= ALLOWED
+    stated = curves[curves["severity"] == STATED[which, kind]]
+    assert set(stated["change"]) == set(changes)
+    assert (stated["own_drop_low"] <= ALLOWED).all(), stated[["change", "own_drop", "own_drop_low"]]
 
 
 def _cells(curve: pd.DataFrame) -> list[str]:

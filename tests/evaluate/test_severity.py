@@ -73,6 +73,30 @@ def test_a_wiped_picture_tells_nothing(curves: pd.DataFrame) -> None:
     assert found["cosine"] < 0.99
 
 
+class Pixels:
+    """A model that knows every pixel of a tile."""
+
+    dim, batch_size = 192, 8
+
+    def __call__(self, images: Any) -> np.ndarray:
+        return np.stack([image.reshape(-1) for image in images]).astype(np.float32)
+
+
+def noisy(tile: Rgb, severity: float, seed: int) -> Rgb:
+    noise = np.random.default_rng(seed).normal(0, 400 * severity, tile.shape)
+    return np.clip(tile + noise, 0, 255).astype(np.uint8)
+
+
+def test_more_copies_tell_better_what_the_picture_bears() -> None:
+    model: Any = Pixels()
+    one, eight = (
+        severity_curves(model, read, LABELS, FOLDS, changes={"noisy": noisy}, severities=(1.0,), draws=draws, workers=1)
+        for draws in (1, 8)
+    )
+    assert row(one, "noisy", 1.0)["accuracy"] == row(eight, "noisy", 1.0)["accuracy"]  # the clean probe, the same tiles
+    assert row(eight, "noisy", 1.0)["own_accuracy"] > row(one, "noisy", 1.0)["own_accuracy"] + 0.05
+
+
 def test_limits_are_per_question(curves: pd.DataFrame) -> None:
     assert tolerated(curves) == {"nothing": 1.0, "channels": 0.5, "wipe": 0.0}
     assert tolerated(curves, drop="own_drop") == {"nothing": 1.0, "channels": 1.0, "wipe": 0.0}
