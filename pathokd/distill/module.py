@@ -293,9 +293,9 @@ class DistillationModule(L.LightningModule):
             raise RuntimeError("configure_model() has not run yet.")
         heads = [self.net.heads, self.net.dino_heads]
         groups = parameter_groups(self.net.encoder.model, heads, self.optim_spec)
-        # A gradient scaler and clipping do not go with a fused step.
-        scaled = self._trainer is not None and self._trainer.precision == "16-mixed"
-        fused = not scaled and self.device.type in ("cpu", "cuda")
+        # Under mixed precision Lightning refuses to clip before a fused step.
+        mixed = self._trainer is not None and str(self._trainer.precision).endswith("mixed")
+        fused = not mixed and self.device.type in ("cpu", "cuda")
         return torch.optim.AdamW(groups, lr=self.optim_spec.lr, betas=self.optim_spec.betas, fused=fused)
 
     def on_train_start(self) -> None:

@@ -109,6 +109,30 @@ def test_a_fit_changes_the_student_and_stores_no_teacher(teacher_folder: Path, p
     assert {"val/cosine_cls", "val/cosine_patches", "val/cka", "val/knn_overlap"} <= runner.callback_metrics.keys()
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped_at_any_precision(
+    precision: Any, teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    built = module(teacher_folder)
+    norms = []
+
+    class Watch(L.Callback):
+        def on_before_optimizer_step(self, *args: Any) -> None:
+            assert built.net is not None
+            norms.append(float(torch.nn.utils.get_total_norm(p.grad for p in built.net.parameters())))
+
+    class Clip(L.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            assert built.net is not None
+            clipped.append(float(torch.nn.utils.get_total_norm(p.grad for p in built.net.parameters())))
+
+    clipped: list[float] = []
+    runner = fit(built, packed, tmp_path, callbacks=[Watch(), Clip()], precision=precision, gradient_clip_val=0.01)
+    assert runner.global_step == len(norms) == len(clipped) > 2
+    assert min(norms) > 0.02
+    assert max(clipped) <= 0.0101
+
+
 def test_the_average_follows_the_student_by_its_formula(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
     built = module(teacher_folder, ema_momentum=(0.5, 0.5))
     assert built.net is not None
