@@ -53,3 +53,17 @@ def warmup_linear(steps: int, *, start: float, final: float, warmup_steps: int) 
         raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}.")
     warmup = np.linspace(start, final, warmup_steps, endpoint=False)[:steps]
     return np.concatenate([warmup, np.full(steps - len(warmup), final)])
+
+
+def average_age(momentum: FloatArray) -> float:
+    """How many steps an exponential moving average lags behind at the end of a run: the mean age of what it holds.
+
+    The weights of step t enter with 1 - m_t and are kept by the momenta of all later steps. A cosine to 1 stops the
+    average early: over 260 steps from 0.95 it ends 110 steps behind, over 100,000 from 0.994 a tenth of the run.
+
+    Args:
+        momentum: of each step, shape (steps,).
+    """
+    kept_after = np.append(np.cumprod(momentum[::-1])[::-1], 1.0)
+    steps = len(momentum)
+    return float((1 - momentum) * kept_after[1:] @ np.arange(steps - 1, -1, -1) + kept_after[0] * steps)

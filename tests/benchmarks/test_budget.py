@@ -71,7 +71,7 @@ def fit(work: dict[str, Any]) -> Encoder:
             ],
             "optim": {"lr": LR, "warmup": 0.08, "weight_decay": [0.04, 0.04]},
             "standardize_steps": 20,
-            "ema_momentum": [0.95, 1.0],
+            "ema_momentum": [0.9, 0.9],
         },
         "data": {"tiles": str(folder / "train/packed"), "batch_size": BATCH_SIZE, "val_fraction": 0.0},
         "trainer": {"max_epochs": EPOCHS, "accelerator": "cpu"},

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pathokd.distill.optim import OptimSpec, Schedules, layer_of, parameter_groups
-from pathokd.distill.schedules import cosine, warmup_cosine
+from pathokd.distill.schedules import average_age, cosine, warmup_cosine
 
 
 def test_warmup_is_linear_and_the_rest_half_a_cosine() -> None:
@@ -35,6 +35,15 @@ def test_weight_decay_may_rise() -> None:
     assert values[0] == pytest.approx(0.04)
     assert values[50] == pytest.approx(0.2 - 0.16 * (1 + np.cos(np.pi * 50 / 101)) / 2)
     assert np.all(np.diff(values) >= 0)
+
+
+@given(steps=st.integers(1, 60), start=st.floats(0, 1), final=st.floats(0, 1))
+def test_the_age_of_an_average_is_that_of_the_steps_it_averages(steps: int, start: float, final: float) -> None:
+    momentum = cosine(steps, start=start, final=final)
+    average = 0.0  # of the number of the step, which is what a model would be that counts them
+    for step in range(1, steps + 1):
+        average = momentum[step - 1] * average + (1 - momentum[step - 1]) * step
+    assert average_age(momentum) == pytest.approx(steps - average, abs=1e-9)
 
 
 @pytest.fixture
