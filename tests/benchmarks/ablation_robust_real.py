@@ -4,7 +4,7 @@
     PATHOKD_REAL_DATA=../shared/data python tests/benchmarks/ablation_robust_real.py embedded --seeds 0
 
 `vits` is the saliency-tuned ViT-S/14 after block 6, `embedded` is tile_data/teacher; each goes into three of its own
-blocks. Learnt on: 22 real fields of configs/distill/embedded_teacher.csv less `HELD_OUT`; clean targets, perturbed
+blocks. Learnt on: the real fields of configs/distill/embedded_teacher.csv less `HELD_OUT`; clean targets, perturbed
 student, then the arms of ablation_robust.py on the same tiles under simulated stainings and scanners. Measured on
 `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher itself, unlike its
 students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or seeds may be added.
@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,8 +188,8 @@ def table(out: Path) -> str:
     for arm, found in seeds.items():
         if found:
             values = np.array([[value(each[key]) for key in COLUMNS.values()] for each in found.values()])
-            spread = [f" ({s:.3f})" for s in values.std(0, ddof=1)] if len(found) > 1 else [""] * len(COLUMNS)
-            cells = [f"{mean:.3f}{sd}" for mean, sd in zip(values.mean(0), spread, strict=True)]
+            spread = [f" ({short(s)})" for s in values.std(0, ddof=1)] if len(found) > 1 else [""] * len(COLUMNS)
+            cells = [f"{short(mean)}{sd}" for mean, sd in zip(values.mean(0), spread, strict=True)]
             lines.append(f"| {arm} | {len(found) if arm != 'the teacher itself' else ''} | " + " | ".join(cells) + " |")
     for reference in ("the teacher itself", CONTROL):
         lines += ["", f"Minus {reference}, with 95 % intervals:", "", *heading]
@@ -201,11 +202,16 @@ def table(out: Path) -> str:
             cells = []
             for key in COLUMNS.values():
                 mean, low, high = difference([found[seed][key] for seed in shared], [each[key] for each in others])
-                cells.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+                cells.append(f"{short(mean)} ({short(low)} to {short(high)})")
             lines.append(f"| {arm} | {len(shared)} | " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     (out / "table.md").write_text(text + "\n")
     return text
+
+
+def short(number: float) -> str:
+    """Three digits, and no nought before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{number:.3f}").replace("-.000", ".000")
 
 
 if __name__ == "__main__":
