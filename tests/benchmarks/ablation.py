@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from real_measures import crops, load_teacher, same_centre, shown
 
-from pathokd.augment.images import read_image
 from pathokd.embed import Embedder
 from pathokd.evaluate import probe_images
-from pathokd.models import Encoder, load_encoder
 
 ROOT = Path(__file__).parents[2]
 ARMS: dict[str, list[str]] = {
@@ -120,46 +119,10 @@ def real(out: Path, seeds: list[int], extra: list[str]) -> str:
     return table(scores, seeds, ("teacher",))
 
 
-def load_teacher(data: Path) -> Encoder:
-    """The teacher, as the recipe describes it."""
-    return load_encoder(
-        str(data / "weights/vit_small_patch14_dinov2_imgfocus_first8blocks_fp16.safetensors"),
-        architecture="vit_small_patch14_dinov2",
-        model_args={"depth": 6, "dynamic_img_size": True},
-        image_px=224,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-
-
-def crops(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """CAMELYON17's 512 px tiles cut in four: images (n, 256, 256, 3), centre and tile of each."""
-    images, centres, tiles = [], [], []
-    for number, path in enumerate(sorted((data / "multi_scanner/camelyon17_5centres").glob("*.png"))):
-        image = read_image(path)
-        for y, x in itertools.product((0, 256), (0, 256)):
-            images.append(image[y : y + 256, x : x + 256])
-            centres.append(path.name.split("_")[0])
-            tiles.append(number)
-    return np.stack(images), np.array(centres), np.array(tiles)
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-def shown(images: np.ndarray) -> np.ndarray:
-    """224 px from the middle of 256."""
-    return np.ascontiguousarray(images[:, 16:240, 16:240])
-
-
 def centre_boundness(embedder: Embedder, data: Path) -> float:
     """Share of crops whose nearest neighbour from another tile is of the same centre; chance is 4/24."""
     images, centres, tiles = crops(data)
-    x = unit(embedder(shown(images)))
-    similarity = x @ x.T
-    similarity[tiles[:, None] == tiles[None]] = -np.inf
-    return float((centres[similarity.argmax(axis=1)] == centres).mean())
+    return float(same_centre(embedder(shown(images)), centres, tiles).mean())
 
 
 def simulated_camelyon(data: Path) -> dict[str, np.ndarray]:

@@ -74,11 +74,11 @@ def prepare(out: Path) -> None:
 
 
 def student(out: Path, arm: str, seed: int) -> Path:
-    return out / "students" / f"{slug(arm)}_{seed}"
+    return out / "students" / f"{slug(ARMS[arm])}_{seed}"
 
 
-def slug(arm: str) -> str:
-    return "_".join(["base", *ARMS[arm]])
+def slug(parts: list[str]) -> str:
+    return "_".join(["base", *parts])
 
 
 def train(out: Path, arm: str, seed: int, steps: int) -> None:
@@ -91,19 +91,19 @@ def train(out: Path, arm: str, seed: int, steps: int) -> None:
         words += ["--trainer.max_steps", first_steps, "--out", run]
         pathokd("fit", "--config", "configs/distill/quickstart.yaml", *words)
         pathokd("export", run, "--out", first, "--which", "last", "--overwrite")
-    recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm])
+    recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], out / "packed")
     recipe["model"]["student"]["init"] = str(first)
     recipe["data"]["seed"] = recipe["seed_everything"] = seed
     recipe["trainer"]["max_steps"] = steps * (2 if long else 1) * (2 if "longer" in ARMS[arm] else 1)
-    fit(recipe, out, f"{slug(arm)}_{seed}", student(out, arm, seed))
+    fit(recipe, out, f"{slug(ARMS[arm])}_{seed}", student(out, arm, seed))
 
 
-def configure(recipe: dict[str, Any], out: Path, parts: list[str]) -> dict[str, Any]:
-    """The recipe with these parts and no others."""
+def configure(recipe: dict[str, Any], out: Path, parts: list[str], tiles: Path) -> dict[str, Any]:
+    """The recipe with these parts and no others, on packed tiles whose targets and directions are in `out`."""
     model, data = recipe["model"], recipe["data"]
     teacher, objectives = model["teachers"]["embedded"], model["objectives"]
     teacher["targets"] = str(out / "targets")
-    data |= {"tiles": str(out / "packed"), "val_fraction": 0.0, "workers": 0}
+    data |= {"tiles": str(tiles), "val_fraction": 0.0, "workers": 0}
     if "pairs" not in parts:
         del data["registered"]
         objectives[:] = [o for o in objectives if "InfoNCE" not in o["loss"]["class_path"]]
@@ -146,7 +146,7 @@ def measure(out: Path) -> str:
         scores |= registered(new, out / "eval_packed", out / "comparison.json")
         kept.write_text(json.dumps(scores, indent=2))
     lines = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " --- |" * len(COLUMNS)]
-    rows = {"the teacher itself": "teacher", "before": "first", **{arm: slug(arm) for arm in ARMS}}
+    rows = {"the teacher itself": "teacher", "before": "first", **{arm: slug(parts) for arm, parts in ARMS.items()}}
     for arm, kind in rows.items():
         names = [name for name in scores if kind in (name, name.rpartition("_")[0])]
         if names:

@@ -1,0 +1,219 @@
+"""The parts of the robust recipe on real tiles: equal steps from the same student, two teachers, paired intervals.
+
+    PATHOKD_REAL_DATA=../shared/data python tests/benchmarks/ablation_robust_real.py vits --seeds 0
+    PATHOKD_REAL_DATA=../shared/data python tests/benchmarks/ablation_robust_real.py embedded --seeds 0
+
+`vits` is the saliency-tuned ViT-S/14 after block 6, `embedded` is tile_data/teacher; each goes into three of its own
+blocks. Learnt on: the real fields of configs/distill/embedded_teacher.csv less `HELD_OUT`; clean targets, perturbed
+student, then the arms of ablation_robust.py on the same tiles under simulated stainings and scanners. Measured on
+`HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher itself, unlike its
+students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or seeds may be added.
+"""
+
+import argparse
+import copy
+import dataclasses
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from ablation import ROOT, pathokd
+from ablation_robust import BEGIN, configure, fit, slug
+from real_measures import COLUMNS, Registered, difference, load, load_teacher, measure, registered_tiles, save, value
+
+from pathokd.data.simulate import conditions, simulate_tiles
+from pathokd.data.wsi import WsiTiles, read_manifest
+from pathokd.embed import Embedder
+from pathokd.export import export_student
+
+FIRST = yaml.safe_load((ROOT / "configs/distill/quickstart_cached.yaml").read_text(encoding="utf-8"))
+CONTROL = "clean / perturbed, longer (the control)"
+ARMS: dict[str, list[str]] = {
+    CONTROL: [],
+    "+ consistency": ["consistency"],
+    "+ registered simulated pairs, weight .3": ["pairs"],
+    "+ denoised targets, 4 directions": ["denoise4"],
+    "+ relations, balanced": ["relations"],
+    "+ consistency + denoised": ["consistency", "denoise4"],
+    "+ consistency + relations": ["consistency", "relations"],
+}
+HELD_OUT = (
+    "cmu1_section4", "birl_kidney_he", "birl_kidney_panck", "histoqc_3", "histoqc_4", "tiatoolbox_target",
+    "instanseg_core",
+)  # fmt: skip
+LEARN_STAINS, LEARN_SCANNERS = ["tcga-frozen", "histoqc-1"], ["pale", "fringed"]
+"""Of the simulated pairs; real_measures.py has those that measure."""
+SMALL = 100
+"""Slides of fewer tiles take part whole."""
+
+
+class Student(NamedTuple):
+    """How a teacher's student is built and begins."""
+
+    spec: dict[str, Any]
+    lr: float
+
+
+STUDENTS = {
+    "vits": Student(
+        {
+            "architecture": "vit_small_patch14_dinov2", "model_args": {"depth": 3, "dynamic_img_size": True},
+            "image_px": 224, "mpp": 0.5,
+        },
+        lr=5e-4,
+    ),
+    "embedded": Student({k: v for k, v in FIRST["model"]["student"].items() if k != "init"}, lr=1e-3),
+}  # fmt: skip
+
+
+class Sizes(NamedTuple):
+    """How much is done; what is there was made by the sizes of its first run."""
+
+    tiles: int
+    places: int
+    measured: int
+    first_steps: int
+    steps: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", choices=list(STUDENTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--tiles", type=int, default=1000, help="learnt on")
+    parser.add_argument("--places", type=int, default=500, help="of them, seen under simulated conditions in the arms")
+    parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
+    parser.add_argument("--first-steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
+    args = parser.parse_args()
+    sizes = Sizes(args.tiles, args.places, args.measured, args.first_steps, args.steps)
+    shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
+    out = shared / args.teacher
+    tiles = prepare(shared, out, args.teacher, data, sizes)
+    score(out, {"teacher": out / "teacher"}, tiles, data)
+    for seed, arm in itertools.product(args.seeds, args.arms):
+        first, student = out / f"first/{seed}", out / "students" / f"{slug(ARMS[arm])}_{seed}"
+        train(shared, out, args.teacher, arm, seed, sizes)
+        score(out, {f"first_{seed}": first, student.name: student}, tiles, data)
+        print(f"\n{table(out)}", flush=True)
+
+
+def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> Registered:
+    """Tiles to learn on, the teacher as a folder, its targets and directions; returns the tiles to measure on."""
+    if not (shared / "tiles/manifest.parquet").is_file():
+        words = ["--out", shared / "tiles", "--skip-errors"]
+        pathokd("tile", ROOT / "configs/distill/embedded_teacher.csv", *words)
+    manifest = read_manifest(shared / "tiles")
+    held = manifest.frame["slide_id"].isin(HELD_OUT)
+    learn = drawn(manifest.frame[~held], sizes.tiles)
+    simulated = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
+    for name, frame, wanted in (
+        ("originals", learn, []),
+        ("packed", simulated, conditions(LEARN_STAINS, LEARN_SCANNERS, 1.0)),
+    ):
+        if not (shared / name / "index.parquet").is_file():
+            simulate_tiles(WsiTiles(dataclasses.replace(manifest, frame=frame)), shared / name, wanted, workers=1)
+    if not (out / "teacher/config.json").is_file():
+        if teacher == "vits":
+            export_student(load_teacher(data), out / "teacher", licence="Apache-2.0")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "teacher").symlink_to(ROOT / "tile_data/teacher")
+    fast = ["--precision", "bf16", "--workers", 1]
+    for name, targets in (("originals", "first_targets"), ("packed", "targets")):
+        words = ["--tokens", "patches", "--out", out / targets, *fast]
+        pathokd("cache", out / "teacher", shared / name, *words)
+    words = ["--rank", 4, "--max_places", 200, "--out", out / "denoise4.safetensors", *fast]
+    pathokd("denoise", out / "teacher", shared / "packed", *words)
+    measured = drawn(manifest.frame[held], sizes.measured)
+    return registered_tiles(WsiTiles(dataclasses.replace(manifest, frame=measured)), data)
+
+
+def drawn(frame: pd.DataFrame, n: int) -> pd.DataFrame:
+    """`n` good tiles: small slides whole, as far as they fit, the rest drawn from the large ones."""
+    good = frame[frame["flag"] == ""]
+    few = good.groupby("slide_id")["x"].transform("size") < SMALL
+    small = good[few].sample(min(n, int(few.sum())), random_state=0)
+    large = good[~few].sample(min(n - len(small), int((~few).sum())), random_state=0)
+    return pd.concat([small, large]).sort_index().reset_index(drop=True)
+
+
+def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Sizes) -> None:
+    """The first stage, which the arms of a seed share, and the arm's own steps; kept where they are there."""
+    built, first = STUDENTS[teacher], out / f"first/{seed}"
+    recipe = copy.deepcopy(FIRST)
+    named = {"weights": str(out / "teacher"), "precision": "bf16", "targets": str(out / "first_targets")}
+    recipe["model"] |= {"teachers": {"embedded": named}, "student": {**built.spec, "init": "teacher-layers"}}
+    recipe["model"]["optim"]["lr"] = built.lr
+    recipe["data"] |= {"tiles": str(shared / "originals"), "val_fraction": 0.0, "workers": 0}
+    fit(seeded(recipe, seed, sizes.first_steps), out, f"first_{seed}", first)
+    recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
+    recipe["model"]["student"] = {**built.spec, "init": str(first)}
+    name = f"{slug(ARMS[arm])}_{seed}"
+    fit(seeded(recipe, seed, sizes.steps), out, name, out / "students" / name)
+
+
+def seeded(recipe: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
+    recipe["data"]["seed"] = recipe["seed_everything"] = seed
+    recipe["trainer"] |= {"max_steps": steps, "precision": "bf16-mixed"}
+    return recipe
+
+
+def score(out: Path, models: dict[str, Path], tiles: Registered, data: Path) -> None:
+    """Measure the models that were not measured yet."""
+    for name, path in models.items():
+        kept = out / f"scores/{name}.npz"
+        if not kept.is_file():
+            save(kept, measure(Embedder(str(path), precision="bf16"), tiles, data))
+
+
+def table(out: Path) -> str:
+    """What all students that are there reach, and by how much they differ from their teacher and from the control."""
+    scores = {path.stem: load(path) for path in sorted((out / "scores").glob("*.npz"))}
+    rows = {"the teacher itself": "teacher", "before": "first", **{arm: slug(parts) for arm, parts in ARMS.items()}}
+    seeds = {
+        arm: {name.rpartition("_")[2]: scores[name] for name in scores if kind in (name, name.rpartition("_")[0])}
+        for arm, kind in rows.items()
+    }
+    heading = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " --- |" * len(COLUMNS)]
+    lines = list(heading)
+    for arm, found in seeds.items():
+        if found:
+            values = np.array([[value(each[key]) for key in COLUMNS.values()] for each in found.values()])
+            spread = [f" ({short(s)})" for s in values.std(0, ddof=1)] if len(found) > 1 else [""] * len(COLUMNS)
+            cells = [f"{short(mean)}{sd}" for mean, sd in zip(values.mean(0), spread, strict=True)]
+            lines.append(f"| {arm} | {len(found) if arm != 'the teacher itself' else ''} | " + " | ".join(cells) + " |")
+    for reference in ("the teacher itself", CONTROL):
+        lines += ["", f"Minus {reference}, with 95 % intervals:", "", *heading]
+        for arm, found in seeds.items():
+            against = seeds[reference]
+            shared = [seed for seed in found if reference != CONTROL or seed in against]
+            if arm in (reference, "the teacher itself") or not shared or not against:
+                continue
+            others = [against[seed] for seed in shared] if reference == CONTROL else list(against.values())
+            cells = []
+            for key in COLUMNS.values():
+                mean, low, high = difference([found[seed][key] for seed in shared], [each[key] for each in others])
+                cells.append(f"{short(mean)} ({short(low)} to {short(high)})")
+            lines.append(f"| {arm} | {len(shared)} | " + " | ".join(cells) + " |")
+    text = "\n".join(lines)
+    (out / "table.md").write_text(text + "\n")
+    return text
+
+
+def short(number: float) -> str:
+    """Three digits, and no nought before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{number:.3f}").replace("-.000", ".000")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    main()
