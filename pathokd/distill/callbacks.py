@@ -172,7 +172,23 @@ class FinalValidation(Callback):
             trainer.check_val_every_n_epoch = 1
 
 
-class LastCheckpoint(ModelCheckpoint):
+class StepEnds(Callback):
+    """Knows which batch ends an optimiser step: gradients gathered within a step are in no checkpoint."""
+
+    _step_before = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the step, to see whether this batch ends one."""
+        self._step_before = trainer.global_step
+
+    def ended_step(self, trainer: L.Trainer) -> bool:
+        """Whether the batch that just ended did."""
+        return trainer.global_step != self._step_before
+
+
+class LastCheckpoint(StepEnds, ModelCheckpoint):
     """`last.ckpt`, every few steps and at the end of training.
 
     Args:
@@ -184,19 +200,12 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
-        self._step_before = 0
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the step, to see whether this batch ends one."""
-        self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write if it is time, but never between the batches of one step: gathered gradients are in no checkpoint."""
-        if trainer.global_step != self._step_before:
+        """Write if it is time, but never between the batches of one step."""
+        if self.ended_step(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @property

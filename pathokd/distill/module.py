@@ -114,7 +114,6 @@ class DistillationModule(L.LightningModule):
         self.balance = Balance(objectives) if any(objective.share is not None for objective in objectives) else None
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
-        self._validation: Validation | None = None
         for objective in objectives:
             self._teacher_of(objective)
 
@@ -341,8 +340,7 @@ class DistillationModule(L.LightningModule):
 
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
         """Compare the evaluated student with each teacher on clean tiles."""
-        if self._validation is not None:
-            self._validation.add(self.evaluated, view_images(batch["views"], CLEAN), self._targets_of(batch))
+        self._validation.add(self.evaluated, view_images(batch["views"], CLEAN), self._targets_of(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the measures as `val/...`, the first teacher's without its name."""
@@ -361,10 +359,10 @@ class DistillationModule(L.LightningModule):
         self._log_measures("test")
 
     def _log_measures(self, stage: str) -> None:
-        for number, measures in enumerate([] if self._validation is None else self._validation.compute(stage)):
+        for number, measures in enumerate(self._validation.compute(stage)):
             on_device = {name: value.to(self.device) for name, value in measures.items()}
             self.log_dict(on_device, prog_bar=number == 0, sync_dist=True)
-        self._validation = None  # its features are not kept through the next epoch
+        del self._validation  # its features are not kept through the next epoch
 
     # ------------------------------------------------------------- checkpoints
 

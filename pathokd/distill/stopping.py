@@ -10,14 +10,14 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
+from pathokd.distill.callbacks import StepEnds
 from pathokd.processes import largest_of_processes, process_rank, world_size
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(StepEnds):
     """On Ctrl-C or SIGTERM, which schedulers send before they kill, ends the training after the step in hand.
 
     The state goes to last.ckpt, so a resumed run is the run that was never stopped. A second Ctrl-C ends at once, with
@@ -34,7 +34,6 @@ class StopOnSignal(Callback):
     def __init__(self, folder: str | Path, every_n_steps: int = 10) -> None:
         self.folder, self.every_n_steps = Path(folder), every_n_steps
         self._told = 0
-        self._step_before = 0
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,18 +54,12 @@ class StopOnSignal(Callback):
 
         self._before = {number: signal.signal(number, told) for number in _SIGNALS}
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the step, to see whether this batch ends one."""
-        self._step_before = trainer.global_step
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save and leave, if some process was told to."""
         step = trainer.global_step
-        if step == self._step_before or (world_size() > 1 and step % self.every_n_steps):
+        if not self.ended_step(trainer) or (world_size() > 1 and step % self.every_n_steps):
             return
         number = largest_of_processes(self._told, pl_module.device)
         if not number:
