@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from pathokd.cli.main import main
 from pathokd.cli.training_cost import average_lag
+from pathokd.distill.schedules import average_age
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs/distill").glob("*.yaml"))
@@ -41,8 +43,14 @@ def test_the_average_of_a_recipe_does_not_lag(recipe: Path) -> None:
 
 def test_an_average_that_lags_is_told() -> None:
     said = average_lag((0.95, 1.0), 260)
-    assert said.endswith("it ends 42% of these 260 steps behind the last one, by [0.9231, 0.9231] 5%.")
+    assert said.endswith("it ends 42% of these 260 steps behind the last one, by [0.9286, 0.9286] 5%.")
     assert not average_lag((0.9231, 0.9231), 260)
+
+
+@pytest.mark.parametrize("steps", [3, 40, 260, 12500])
+def test_the_momentum_that_is_named_lags_as_it_says(steps: int) -> None:
+    momentum = float(average_lag((1.0, 1.0), steps).split("[")[-1].split(",")[0])
+    assert average_age(np.full(steps, momentum)) / steps == pytest.approx(0.05, abs=0.001)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -38,7 +38,7 @@ def average_lag(ema_momentum: tuple[float, float], steps: int) -> str:
     share = average_age(cosine(steps, start=ema_momentum[0], final=ema_momentum[1])) / steps
     if share <= LAG:
         return ""
-    better = f"{max(0.0, 1 - 20 / steps):.4g}"
+    better = f"{steps / (steps + 20):.4g}"  # one momentum m lags m / (1 - m) steps
     return (
         f"The exported student is an average: by model.ema_momentum {list(ema_momentum)} it ends {share:.0%} of these "
         f"{steps} steps behind the last one, by [{better}, {better}] 5%."
