@@ -11,6 +11,7 @@ def export(
     *,
     out: str,
     layout: Literal["trident", "clam", "stamp", "anndata", "parquet"] | None = None,
+    student: str | None = None,
     which: Literal["best", "last"] | None = None,
     untrained: bool = False,
     half: bool = False,
@@ -25,7 +26,8 @@ def export(
         run: Folder of a fit, or a .ckpt file; with --layout the folder that `pathokd embed` wrote.
         out: Folder for weights, config, card and adaptor heads; for embeddings, their files and summary.csv.
         layout: Of embeddings: whose files to write.
-        which: Checkpoint to take; by default the best if there is one.
+        student: Which one, of a run with model.more_students; by default model.student.
+        which: Checkpoint to take; by default the best of model.student if there is one, of others the last.
         untrained: Export the same student with random weights, as a control.
         half: Store fp16.
         licence: Licence of the student; by default the teacher's.
@@ -33,18 +35,34 @@ def export(
         overwrite: Replace an earlier export.
         skip_errors: Exit with 0 although a slide's embeddings could not be converted.
     """
-    student = {"which": which, "untrained": untrained, "half": half, "licence": licence, "name": name}
     if layout is not None:
-        _refuse_student(run, {option for option, value in student.items() if value})
+        given = {
+            "student": student,
+            "which": which,
+            "untrained": untrained,
+            "half": half,
+            "licence": licence,
+            "name": name,
+        }
+        _refuse_student(run, {option for option, value in given.items() if value})
         return _embeddings(run, out, layout, overwrite, skip_errors)
     if any(Path(run).glob("*.h5")) and not (Path(run) / "checkpoints").exists():
         raise ValueError(
             f"{run} holds embeddings: say whose files to write, --layout trident, clam, stamp, anndata or parquet."
         )
     from pathokd.export import export_run
+    from pathokd.models.student import FIRST
 
     folder = export_run(
-        run, out, which=which, untrained=untrained, half=half, licence=licence, name=name, overwrite=overwrite
+        run,
+        out,
+        student=student or FIRST,
+        which=which,
+        untrained=untrained,
+        half=half,
+        licence=licence,
+        name=name,
+        overwrite=overwrite,
     )
     print(f'{folder}: load it with timm.create_model("local-dir:{folder}", pretrained=True)')
     return 0

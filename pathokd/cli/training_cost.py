@@ -83,11 +83,11 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
 
 
 def _gflops(module: DistillationModule, data: TileDataModule, view: str) -> float:
-    """Of the student on one view, all of its crops."""
+    """Of all students on one view, all of its crops."""
     crops = data.views.crops
     crop = crops[crop_of(view, crops)]
-    card = module.evaluated.encoder.card
-    return crop.count * count_gflops(card, image_px=seen_px(card, crop))
+    cards = [student.net.encoder.card for student in module.trainees.values()]
+    return crop.count * sum(count_gflops(card, image_px=seen_px(card, crop)) for card in cards)
 
 
 def _hindered(module: DistillationModule, data: TileDataModule) -> str:

@@ -17,7 +17,7 @@ from pathokd.cost.memory import (
 from pathokd.cost.profile import count_params
 from pathokd.data.views import Geometry, Views, crop_of
 from pathokd.distill.module import DistillationModule
-from pathokd.distill.network import head_key
+from pathokd.distill.network import ProjectedStudent, head_key
 from pathokd.distill.objective import Objective
 from pathokd.distill.strategy import shards_of
 from pathokd.losses import AlignmentLoss, PrototypeLoss
@@ -62,24 +62,25 @@ def memory_plan(
         ddp: whether DDP keeps a second copy of the gradients, to exchange them.
         shards: parts that FSDP2 cuts the student into.
     """
-    if module.net is None:
-        raise RuntimeError("configure_model() has not run yet.")
-    params, crops = count_params(module.net), data.crops
+    nets, crops = [student.net for student in module.trainees.values()], data.crops
+    params = sum(count_params(net) for net in nets)
     held = FP32 * params // shards
     views = {view for objective in module.objectives for view in objective.views}
-    student = {view: _student(module, crops, view) for view in views}
     images = {view: batch_size * crops[crop_of(view, crops)].count for view in views}
-    kept = sum(images[view] * activation_bytes(shape, itemsize) for view, shape in student.items())
-    kept += sum(_head_bytes(module, o, images, student, itemsize) for o in module.objectives)
+    kept = backward = 0
+    for net in nets:  # all go forward before any goes back
+        shapes = {view: _shape(net.encoder.card, crops[crop_of(view, crops)]) for view in views}
+        kept += sum(images[view] * activation_bytes(shape, itemsize) for view, shape in shapes.items())
+        kept += sum(_head_bytes(module, net, o, images, shapes, itemsize) for o in module.objectives)
+        backward = max([backward, *(images[view] * forward_bytes(shape, itemsize) for view, shape in shapes.items())])
     weight_casts = itemsize * params if itemsize < FP32 else 0
     running = {key: module.teacher(key) for key in module.teacher_specs}
     once = [_forward(teacher, batch_size) for teacher in running.values() if isinstance(teacher, Teacher)]
-    backward = max((images[view] * forward_bytes(shape, itemsize) for view, shape in student.items()), default=0)
     chunk = 2 * CHUNK_ELEMENTS * FP32 if any(isinstance(o.loss, PrototypeLoss) for o in module.objectives) else 0
     return MemoryPlan(
         teachers=sum(_size(teacher.encoder) for teacher in running.values() if isinstance(teacher, Teacher)),
         student=held,
-        average=held if module.ema is not None else 0,
+        average=held if module.ema_momentum is not None else 0,
         optimiser=ADAM_STATES * held,
         gradients=held * (2 if ddp else 1),
         activations=kept + weight_casts,
@@ -100,9 +101,8 @@ def teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
     return {(objective.teacher or first, view) for objective in asked for view in objective.teacher_views}
 
 
-def _student(module: DistillationModule, crops: dict[str, Geometry], view: str) -> VitShape:
-    card = module.evaluated.encoder.card
-    return vit_shape(card, seen_px(card, crops[crop_of(view, crops)]))
+def _shape(card: ModelCard, crop: Geometry) -> VitShape:
+    return vit_shape(card, seen_px(card, crop))
 
 
 def _forward(teacher: Teacher, batch_size: int) -> int:
@@ -113,21 +113,22 @@ def _forward(teacher: Teacher, batch_size: int) -> int:
 
 def _head_bytes(
     module: DistillationModule,
+    net: ProjectedStudent,
     objective: Objective,
     images: dict[str, int],
     student: dict[str, VitShape],
     itemsize: int,
 ) -> int:
     """What the head and the loss of an objective keep for the backward pass."""
-    if not isinstance(objective.loss, AlignmentLoss | PrototypeLoss) or module.net is None:
+    if not isinstance(objective.loss, AlignmentLoss | PrototypeLoss):
         return 0  # compares class tokens as they are
     key = objective.teacher or next(iter(module.teacher_specs))
     tokens = sum(images[view] * (1 if objective.tokens == "cls" else student[view].tokens) for view in objective.views)
     if isinstance(objective.loss, AlignmentLoss):
-        head: nn.Module = module.net.heads[head_key(key, objective.tokens)]
+        head: nn.Module = net.heads[head_key(key, objective.tokens)]
         # Prediction and target, each as it is and as a unit vector.
         return tokens * (itemsize * _inside(head) + 4 * FP32 * module.teacher(key).embed_dim)
-    mine = module.net.dino_head(key, objective.tokens)
+    mine = net.dino_head(key, objective.tokens)
     unit = FP32 * (module.teacher(key).embed_dim + 3 * mine.direction.shape[1])
     return tokens * (itemsize * _inside(mine.mlp) + unit) + 2 * FP32 * mine.direction.numel()
 

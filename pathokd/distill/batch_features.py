@@ -32,21 +32,26 @@ class TargetCache:
     Args:
         teachers: by key.
         prototypes: fixed heads by `head_key`.
-        standardise: name of a target and raw tokens to standardised ones.
+        standardise: name of a target and raw tokens to standardised ones; the third says whether they are to enter the
+            statistics of that target.
         batch: with its views, and with what stored targets say of its tiles.
+
+    Attributes:
+        counts: whether what is asked for from now on enters the statistics.
     """
 
     def __init__(
         self,
         teachers: nn.ModuleDict,
         prototypes: nn.ModuleDict,
-        standardise: Callable[[str, Tensor], Tensor],
+        standardise: Callable[[str, Tensor, bool], Tensor],
         batch: TileBatch,
     ) -> None:
         self._teachers, self._prototypes, self._standardise = teachers, prototypes, standardise
         self._views, self._stored = batch["views"], batch.get("targets", {})
+        self.counts = True
         self._features: dict[tuple[str, str], Features] = {}
-        self._made: dict[tuple[str, str, str, str], Tensor] = {}
+        self._made: dict[tuple[str, str, str, str, tuple[int, int]], Tensor] = {}
 
     def features(self, key: str, view: str) -> Features:
         """Raw features of teacher `key` on `view`."""
@@ -71,7 +76,7 @@ class TargetCache:
     def get(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
         """Standardised tokens of teacher `key` on `view`, patches on the student's `grid`."""
         name = head_key(key, tokens)
-        return self._once("standard", key, tokens, view, grid, lambda raw: self._standardise(name, raw))
+        return self._once("standard", key, tokens, view, grid, lambda raw: self._standardise(name, raw, self.counts))
 
     def unit(self, key: str, tokens: Tokens, view: str, grid: tuple[int, int]) -> Tensor:
         """Unit tokens of teacher `key` on `view` as its prototypes want them, patches on the student's `grid`."""
@@ -81,11 +86,12 @@ class TargetCache:
     def _once(
         self, kind: str, key: str, tokens: Tokens, view: str, grid: tuple[int, int], make: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        if (kind, key, tokens, view) not in self._made:
-            features, grid = self.features(key, view), self.pooled_grid(key) or grid
+        grid = (1, 1) if tokens == "cls" else self.pooled_grid(key) or grid
+        if (kind, key, tokens, view, grid) not in self._made:
+            features = self.features(key, view)
             raw = features.cls if tokens == "cls" else resize_patches(features.patches, features.grid, grid)
-            self._made[kind, key, tokens, view] = make(raw)
-        return self._made[kind, key, tokens, view]
+            self._made[kind, key, tokens, view, grid] = make(raw)
+        return self._made[kind, key, tokens, view, grid]
 
 
 def project(net: ProjectedStudent, student: Features, key: str, tokens: Tokens, targets: TargetCache) -> Tensor:

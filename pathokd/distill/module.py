@@ -1,19 +1,19 @@
-"""The LightningModule: frozen teachers, one student, a list of objectives."""
+"""The LightningModule: frozen teachers, one student or several, a list of objectives."""
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
-from pathokd.distill.balance import Balance
-from pathokd.distill.batch_features import StudentCache, TargetCache, view_images
+from pathokd.distill.batch_features import TargetCache, view_images
 from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
@@ -22,30 +22,23 @@ from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_teacher, teacher_facts
-from pathokd.distill.random_state import part_streams, random_state, set_random_state
+from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
 from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
-from pathokd.distill.terms import (
-    alignment_term,
-    invariance_term,
-    place_term,
-    prototype_term,
-    relation_term,
-    spread_term,
-)
+from pathokd.distill.terms import Shared
+from pathokd.distill.trainee import Losses, Trainee, under
 from pathokd.distill.validation import Validation
 from pathokd.distill.warm_start import start_heads
 from pathokd.errors import TrainingError
-from pathokd.losses import AlignmentLoss, InvarianceLoss, PlaceLoss, PrototypeLoss, RelationLoss, SpreadLoss
+from pathokd.losses import AlignmentLoss, PrototypeLoss, RelationLoss
 from pathokd.models.dino_head import DinoHeadSpec
-from pathokd.models.ema import Ema
 from pathokd.models.prototype_head import PrototypeHead
 from pathokd.models.standardize import Standardizer
-from pathokd.models.student import StudentSpec, build_student
+from pathokd.models.student import FIRST, StudentSpec, build_student
 from pathokd.models.teacher import Teacher, TeacherSpec
 from pathokd.processes import gather_objects, mean_over_processes, process_rank, world_size
 from pathokd.types import FloatArray
 
-CHECKPOINT_SCHEMA = "distillation/2"
+CHECKPOINT_SCHEMA = "distillation/3"
 _BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
     (AlignmentLoss, "val/cosine_cls", "max"),
     (PrototypeLoss, "val/kl_cls", "min"),
@@ -54,15 +47,8 @@ _BEST: tuple[tuple[type[nn.Module], str, Literal["min", "max"]], ...] = (
 )
 
 
-class Losses(NamedTuple):
-    """The weighted sum and its unweighted parts by name, all scalars."""
-
-    total: Float[Tensor, ""]
-    parts: dict[str, Tensor]
-
-
 class DistillationModule(L.LightningModule):
-    """Distils frozen teachers into one student.
+    """Distils frozen teachers into one student, or into several that share each forward of the teachers.
 
     Teachers are never trained, wrapped by a strategy, or checkpointed.
 
@@ -70,6 +56,9 @@ class DistillationModule(L.LightningModule):
         teachers: key to teacher. The first one gives the student its normalisation and mpp unless it states its own.
         student: the student to build.
         objectives: terms of the loss.
+        more_students: name to student: others that learn by the same objectives and settings from the same targets.
+            Each has heads, average, balance and clipping of its own, and the run of `student` is what it would be
+            without them. Their measures have their names, and so has `pathokd export --student`.
         projector: kind of the projectors from student to teacher space.
         dino_head: heads of the student for objectives on prototypes.
         optim: optimiser and schedules.
@@ -79,6 +68,9 @@ class DistillationModule(L.LightningModule):
             validated and exported.
         compile: run student and teachers through `torch.compile`.
         fidelity_tiles: validation tiles used for CKA and k-NN overlap.
+
+    Raises:
+        ValueError: no teacher or objective, or a student's name that is taken or holds a dot or slash.
     """
 
     def __init__(
@@ -86,6 +78,7 @@ class DistillationModule(L.LightningModule):
         teachers: dict[str, TeacherSpec],
         student: StudentSpec,
         objectives: list[Objective],
+        more_students: dict[str, StudentSpec] | None = None,
         projector: ProjectorSpec = ProjectorSpec(),  # noqa: B008 (frozen)
         dino_head: DinoHeadSpec = DinoHeadSpec(),  # noqa: B008 (frozen)
         optim: OptimSpec = OptimSpec(),  # noqa: B008 (frozen)
@@ -97,13 +90,13 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         if not teachers or not objectives:
             raise ValueError("Distillation needs at least one teacher and one objective.")
-        self.teacher_specs, self.student_spec = teachers, student
+        self.teacher_specs = teachers
+        self.student_specs = _named(student, more_students or {}, teachers)
         self.objectives = objectives
         self.projector_spec, self.dino_head_spec, self.optim_spec = projector, dino_head, optim
         self.standardize_steps, self.ema_momentum = standardize_steps, ema_momentum
         self.compile_models, self.fidelity_tiles = compile, fidelity_tiles
-        self.net: ProjectedStudent | None = None
-        self.ema: Ema | None = None
+        self.students = nn.ModuleDict()
         self.schedules: Schedules | None = None
         self.training_facts: dict[str, Any] = {}
         # A Teacher keeps its encoder out of the module tree: registering it moves it along and stores nothing.
@@ -111,7 +104,6 @@ class DistillationModule(L.LightningModule):
         self.prototypes = nn.ModuleDict()
         self.denoisers = nn.ModuleDict()
         self.denoised_by: dict[str, str] = {}
-        self.balance = Balance(objectives) if any(objective.share is not None for objective in objectives) else None
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
         for objective in objectives:
@@ -125,14 +117,13 @@ class DistillationModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build teachers, student, projectors and statistics; Lightning may call it more than once."""
-        if self.net is not None:
+        if self.students:
             return
         self.teachers.update({key: open_teacher(spec) for key, spec in self.teacher_specs.items()})
         for objective in self.objectives:
             if isinstance(stored := self.teacher(self._teacher_of(objective)), CachedTeacher):
                 stored.check(objective)
         first = self.teacher(next(iter(self.teacher_specs)))
-        encoder = build_student(self.student_spec, first.encoder or first.card)
         wanted = [(key, tokens, self.teacher(key).embed_dim) for key, tokens in self._targets()]
         teachers = {key: self.teacher(key) for key in self.teacher_specs}
         heads = load_heads([(self._teacher_of(objective), objective) for objective in self.objectives], teachers)
@@ -142,16 +133,22 @@ class DistillationModule(L.LightningModule):
         self.denoisers.update(denoisers.parts)
         self.denoised_by.update(denoisers.identity)
         counts = {key: head.count for key, head in heads.items()}
-        self.net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
         self.statistics = nn.ModuleDict(
             {head_key(key, tokens): self._standardizer(key, tokens) for key, tokens in compared}
             if self.standardize_steps
             else {}
         )
-        start_heads(self.net, self.student_spec.init, teachers, dict(self.statistics.items()))
-        self.ema = Ema(self.net, self.ema_momentum[0]) if self.ema_momentum else None
+        momentum = self.ema_momentum[0] if self.ema_momentum else None
+        start = random_state(torch.device("cpu"))
+        for name, spec in self.student_specs.items():
+            encoder = build_student(spec, first.encoder or first.card)
+            with nullcontext() if name == FIRST else same_draws(start, torch.device("cpu")):
+                net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
+            start_heads(net, spec.init, teachers, dict(self.statistics.items()))
+            self.students[name] = Trainee(net, self.objectives, momentum)
+            if self.compile_models:
+                compile_student(encoder, self._trainer)
         if self.compile_models:
-            compile_student(encoder, self._trainer)
             for teacher in self.teachers.values():
                 if isinstance(teacher, Teacher):
                     teacher.encoder.compile()
@@ -159,19 +156,28 @@ class DistillationModule(L.LightningModule):
             if isinstance(teacher, CachedTeacher):
                 teacher.release()
         part_streams()
-        spread(self, [self.net] if self.ema is None else [self.net, self.evaluated])
+        spread(self, [net for each in self.trainees.values() for net in dict.fromkeys((each.net, each.evaluated))])
 
     def teacher(self, key: str) -> Teacher | CachedTeacher:
         """The frozen teacher called `key`, running or by its stored targets; there is none before `configure_model`."""
         return self.teachers[key]  # type: ignore[return-value]
 
     @property
-    def evaluated(self) -> ProjectedStudent:
-        """The student that is validated and exported: its moving average if there is one."""
-        if self.net is None:
+    def trainees(self) -> dict[str, Trainee]:
+        """The students by name, `student` first; there is none before `configure_model`."""
+        if not self.students:
             raise RuntimeError("configure_model() has not run yet.")
-        averaged = self.net if self.ema is None else self.ema.model
-        return averaged  # type: ignore[return-value]
+        return dict(self.students.items())  # type: ignore[arg-type]
+
+    @property
+    def net(self) -> ProjectedStudent:
+        """What is trained of `student`."""
+        return self.trainees[FIRST].net
+
+    @property
+    def evaluated(self) -> ProjectedStudent:
+        """What is validated and exported of `student`: its moving average if there is one."""
+        return self.trainees[FIRST].evaluated
 
     @property
     def best_measure(self) -> tuple[str, Literal["min", "max"]]:
@@ -207,65 +213,44 @@ class DistillationModule(L.LightningModule):
     # ---------------------------------------------------------------- training
 
     def training_step(self, batch: TileBatch, batch_idx: int) -> dict[str, Any]:
-        """Sum of the objectives on one batch."""
+        """Sum of the objectives on one batch, of all students."""
         losses = self.losses(batch)
         means = mean_over_processes(torch.stack([losses.total, *losses.parts.values()]))
         if logs_now(self.trainer):
             self.log("train/loss", means[0], prog_bar=True)
             self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
-            if self.balance is not None:
-                shared = zip(self.objectives, self.weights(), strict=True)
-                self.log_dict({f"train/weight/{o.name}": weight for o, weight in shared if o.share is not None})
+            for name, student in self.trainees.items():
+                shared = zip(self.objectives, student.weights(), strict=True)
+                weights = {under(name, f"weight/{o.name}"): weight for o, weight in shared if o.share is not None}
+                self.log_dict({f"train/{key}": weight for key, weight in weights.items()})
         parts = {name: part.detach() for name, part in losses.parts.items()}
         return {"loss": losses.total, "mean": means[0], "parts": parts}
 
     def losses(self, batch: TileBatch) -> Losses:
-        """All objectives on a batch; each network sees each view once."""
-        if self.net is None:
-            raise RuntimeError("configure_model() has not run yet.")
-        views = batch["views"]
-        seen, targets = StudentCache(self.net, views), self._targets_of(batch)
-        crops = self._known_crops()
-        parts: list[Tensor] = []
-        for objective in self.objectives:
-            loss, key = objective.loss, self._teacher_of(objective)
-            if isinstance(loss, SpreadLoss):
-                part = spread_term(objective, loss, seen)
-            elif isinstance(loss, InvarianceLoss):
-                part = invariance_term(objective, loss, seen)
-            elif isinstance(loss, PlaceLoss):
-                part = place_term(objective, loss, seen, batch)
-            elif isinstance(loss, RelationLoss):
-                part = relation_term(objective, loss, key, seen, targets, crops)
-            elif isinstance(loss, PrototypeLoss):
-                head, temperature = self.prototype_head(key, objective.tokens), self._temperature(objective.name, loss)
-                part = prototype_term(objective, loss, key, self.net, head, seen, targets, crops, temperature)
-            else:
-                part = alignment_term(objective, loss, key, self.net, seen, targets, crops)
-            parts.append(part)
-        if self.balance is not None and self.training:
-            self.balance.update(torch.stack(parts))
-        total = parts[0].new_zeros(())
-        for weight, part in zip(self.weights(), parts, strict=True):
-            total = total + weight * part
-        return Losses(total, {objective.name: part for objective, part in zip(self.objectives, parts, strict=True)})
-
-    def weights(self) -> list[Any]:
-        """Factor of each objective at this moment: its own, or what keeps it at its share."""
-        own = [objective.weight for objective in self.objectives]
-        return own if self.balance is None else list(self.balance.now())
+        """All objectives of all students on a batch; each network sees each view once."""
+        targets, crops = self._targets_of(batch), self._known_crops()
+        shared = Shared(batch, targets, crops, self._teacher_of, self.prototype_head, self._temperature)
+        start = random_state(self.device)
+        each: dict[str, Losses] = {}
+        for name, student in self.trainees.items():
+            # Others draw what the first one drew and leave no trace, so that its run is the same with or without them.
+            with nullcontext() if name == FIRST else same_draws(start, self.device):
+                each[name] = student.losses(shared)
+            targets.counts = False
+        parts = {under(name, key): part for name, found in each.items() for key, part in found.parts.items()}
+        return Losses(torch.stack([found.total for found in each.values()]).sum(), parts)
 
     def _targets_of(self, batch: TileBatch) -> TargetCache:
         return TargetCache(self.teachers, self.prototypes, self._standardise, batch)
 
-    def _standardise(self, name: str, raw: Tensor) -> Tensor:
-        """Tokens in the scale of the target called `name`, whose statistics they enter in the first steps."""
+    def _standardise(self, name: str, raw: Tensor, counts: bool) -> Tensor:
+        """Tokens in the scale of the target `name`, whose statistics they enter in the first steps if they count."""
         if name in self.denoisers:
             raw = self.denoisers[name](raw)
         if not self.standardize_steps:
             return raw
         statistics: Standardizer = self.statistics[name]  # type: ignore[assignment]
-        if self.training and self.global_step < self.standardize_steps:
+        if counts and self.training and self.global_step < self.standardize_steps:
             statistics.update(raw)
         standardised: Tensor = statistics(raw)
         return standardised
@@ -288,10 +273,11 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; its schedules follow the optimiser step, so a resumed run needs no state for them."""
-        if self.net is None:
-            raise RuntimeError("configure_model() has not run yet.")
-        heads = [self.net.heads, self.net.dino_heads]
-        groups = parameter_groups(self.net.encoder.model, heads, self.optim_spec)
+        groups = []
+        for name, student in self.trainees.items():
+            net = student.net
+            own = parameter_groups(net.encoder.model, [net.heads, net.dino_heads], self.optim_spec)
+            groups += [{**group, "student": name} for group in own]
         # Under mixed precision Lightning refuses to clip before a fused step.
         mixed = self._trainer is not None and str(self._trainer.precision).endswith("mixed")
         fused = not mixed and self.device.type in ("cpu", "cuda")
@@ -317,33 +303,53 @@ class DistillationModule(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""
-        if self.schedules is None or self.net is None:
+        if self.schedules is None:
             raise RuntimeError("on_train_start() has not run yet.")
         step = self.trainer.global_step
         optimizer = self.optimizers(use_pl_optimizer=False)
         self.schedules.apply(optimizer, step)  # type: ignore[arg-type]
         super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.net, self.schedules.at("momentum", step))
+        for student in self.trainees.values():
+            if student.ema is not None:
+                student.ema.update(student.net, self.schedules.at("momentum", step))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip each student's gradient by its own norm: one that jumps must not slow the others down."""
+        if len(self.students) == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for name in self.students:
+            groups = [group["params"] for group in optimizer.param_groups if group["student"] == name]
+            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group], gradient_clip_val)
 
     # -------------------------------------------------------------- validation
 
     def on_validation_epoch_start(self) -> None:
         """Start the measures afresh."""
-        agreement = {
-            (key, objective.tokens): Agreement(self.prototype_head(key, objective.tokens), objective.loss)
-            for objective in self.objectives
-            if isinstance(objective.loss, PrototypeLoss)
-            for key in [self._teacher_of(objective)]
-        }
-        self._validation = Validation(self.teacher_specs, self._targets(), agreement, self.fidelity_tiles)
+        self._validations = {}
+        for name in self.students:
+            agreement = {
+                (key, objective.tokens): Agreement(self.prototype_head(key, objective.tokens), objective.loss)
+                for objective in self.objectives
+                if isinstance(objective.loss, PrototypeLoss)
+                for key in [self._teacher_of(objective)]
+            }
+            found = Validation(self.teacher_specs, self._targets(), agreement, self.fidelity_tiles)
+            self._validations[name] = found
 
     def validation_step(self, batch: TileBatch, batch_idx: int) -> None:
-        """Compare the evaluated student with each teacher on clean tiles."""
-        self._validation.add(self.evaluated, view_images(batch["views"], CLEAN), self._targets_of(batch))
+        """Compare the evaluated students with each teacher on clean tiles."""
+        targets, clean = self._targets_of(batch), view_images(batch["views"], CLEAN)
+        for name, student in self.trainees.items():
+            self._validations[name].add(student.evaluated, clean, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the measures as `val/...`, the first teacher's without its name."""
+        """Log the measures as `val/...`, those of the first student and teacher without their names."""
         self._log_measures("val")
 
     def on_test_epoch_start(self) -> None:
@@ -359,10 +365,11 @@ class DistillationModule(L.LightningModule):
         self._log_measures("test")
 
     def _log_measures(self, stage: str) -> None:
-        for number, measures in enumerate(self._validation.compute(stage)):
-            on_device = {name: value.to(self.device) for name, value in measures.items()}
-            self.log_dict(on_device, prog_bar=number == 0, sync_dist=True)
-        del self._validation  # its features are not kept through the next epoch
+        for name, validation in self._validations.items():
+            for number, measures in enumerate(validation.compute(stage if name == FIRST else f"{stage}/{name}")):
+                on_device = {key: value.to(self.device) for key, value in measures.items()}
+                self.log_dict(on_device, prog_bar=name == FIRST and number == 0, sync_dist=True)
+        del self._validations  # their features are not kept through the next epoch
 
     # ------------------------------------------------------------- checkpoints
 
@@ -371,8 +378,10 @@ class DistillationModule(L.LightningModule):
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
         checkpoint["pathokd"] = {
             "schema": CHECKPOINT_SCHEMA,
-            "student": asdict(self.student_spec),
-            "student_card": asdict(self.evaluated.encoder.card),
+            "students": {
+                name: {"spec": asdict(self.student_specs[name]), "card": asdict(student.evaluated.encoder.card)}
+                for name, student in self.trainees.items()
+            },
             "projector": asdict(self.projector_spec),
             "targets": [[key, tokens, self.teacher(key).embed_dim] for key, tokens in self._targets()],
             "teachers": {
@@ -380,7 +389,7 @@ class DistillationModule(L.LightningModule):
                 for key in self.teachers
             },
             "prototypes": self._prototype_hashes(),
-            "ema": self.ema is not None,
+            "ema": self.ema_momentum is not None,
             "metrics": logged,
             "facts": self.training_facts,
             "processes": world_size(),
@@ -395,6 +404,11 @@ class DistillationModule(L.LightningModule):
         saved = checkpoint.get("pathokd")
         if saved is None or saved.get("schema") != CHECKPOINT_SCHEMA:
             raise TrainingError(f"This checkpoint is none of pathokd's: expected schema {CHECKPOINT_SCHEMA!r} in it.")
+        if list(saved["students"]) != list(self.student_specs):
+            raise TrainingError(
+                f"This checkpoint holds the students {', '.join(saved['students'])}, and this run has "
+                f"{', '.join(self.student_specs)}: go on with the same model.more_students."
+            )
         training = self._trainer is None or self._trainer.state.fn == "fit"
         for key, facts in saved["teachers"].items():
             if key not in self.teacher_specs:
@@ -418,3 +432,20 @@ class DistillationModule(L.LightningModule):
             )
         check_form(self._trainer, checkpoint)
         set_random_state(saved["random"][process_rank()], self.device)
+
+
+def _named(
+    first: StudentSpec, others: Mapping[str, StudentSpec], teachers: Mapping[str, Any]
+) -> dict[str, StudentSpec]:
+    """The students by name.
+
+    Raises:
+        ValueError: a name that measures, weights or files cannot have.
+    """
+    for name in others:
+        if name == FIRST or name in teachers or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            raise ValueError(
+                f"more_students has the name {name!r}, which is {FIRST!r} itself, a teacher's, or not letters, digits, "
+                "- and _: choose another, such as vits."
+            )
+    return {FIRST: first, **others}

@@ -3,6 +3,9 @@
 Views draw from their own generators (`pathokd.data.views`), so these streams are all that a checkpoint has to keep.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -28,3 +31,14 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+@contextmanager
+def same_draws(state: dict[str, Tensor], device: torch.device) -> Iterator[None]:
+    """Draw what was drawn from `state` on, and leave the streams as they were."""
+    before = random_state(device)
+    set_random_state(state, device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

@@ -1,6 +1,7 @@
 """What an objective is worth on a batch: the mean of its loss over all its pairs of views."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,10 +9,47 @@ from torch import Tensor
 from pathokd.data.batch import TileBatch
 from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, one_below_the_other, project
 from pathokd.distill.network import ProjectedStudent
-from pathokd.distill.objective import Objective
+from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.prototypes import centre_of, view_pairs
 from pathokd.losses import IBOT, AlignmentLoss, InvarianceLoss, PlaceLoss, PrototypeLoss, RelationLoss, SpreadLoss
 from pathokd.models.prototype_head import PrototypeHead
+
+
+class Shared(NamedTuple):
+    """What all students of a run have in common on a batch.
+
+    Args:
+        batch: its views, places and conditions.
+        targets: the teachers on it.
+        crops: of the data.
+        teacher_of: key of the teacher that an objective asks.
+        prototypes: fixed head of a teacher for its tokens.
+        temperature: of the teacher at this step, by the name of the objective.
+    """
+
+    batch: TileBatch
+    targets: TargetCache
+    crops: Collection[str]
+    teacher_of: Callable[[Objective], str]
+    prototypes: Callable[[str, Tokens], PrototypeHead]
+    temperature: Callable[[str, PrototypeLoss], float]
+
+
+def term(objective: Objective, net: ProjectedStudent, seen: StudentCache, shared: Shared) -> Tensor:
+    """What `objective` is worth of the student `net`, a scalar without its weight."""
+    loss, teacher, targets = objective.loss, shared.teacher_of(objective), shared.targets
+    if isinstance(loss, SpreadLoss):
+        return spread_term(objective, loss, seen)
+    if isinstance(loss, InvarianceLoss):
+        return invariance_term(objective, loss, seen)
+    if isinstance(loss, PlaceLoss):
+        return place_term(objective, loss, seen, shared.batch)
+    if isinstance(loss, RelationLoss):
+        return relation_term(objective, loss, teacher, seen, targets, shared.crops)
+    if isinstance(loss, PrototypeLoss):
+        head, temperature = shared.prototypes(teacher, objective.tokens), shared.temperature(objective.name, loss)
+        return prototype_term(objective, loss, teacher, net, head, seen, targets, shared.crops, temperature)
+    return alignment_term(objective, loss, teacher, net, seen, targets, shared.crops)
 
 
 def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache) -> Tensor:

@@ -1,7 +1,7 @@
 """From a training run, private and full of state, to the folder that is the product."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from pathokd.models.encoder import Encoder
 from pathokd.models.projector import Projector, make_projector
 from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 from pathokd.models.standardize import Standardizer
+from pathokd.models.student import FIRST
 
-SCHEMA = "distillation/2"
+SCHEMA = "distillation/3"
 Which = Literal["best", "last"]
 
 
@@ -25,6 +26,7 @@ def export_run(
     run: str | Path,
     out_dir: str | Path,
     *,
+    student: str = FIRST,
     which: Which | None = None,
     untrained: bool = False,
     half: bool = False,
@@ -40,7 +42,9 @@ def export_run(
     Args:
         run: folder of a `fit`, or one of its checkpoints, a file or a folder of shards.
         out_dir: folder to make.
-        which: `best` or `last` checkpoint of the folder; by default the best if there is one.
+        student: which one, of a run with `model.more_students`.
+        which: `best` or `last` checkpoint of the folder; by default the best if there is one. The best is that of the
+            first student; others take the last unless told.
         untrained: export the same student with random weights and no heads, as a control.
         half: store fp16 weights.
         licence: licence of the student; by default the teacher's.
@@ -48,26 +52,28 @@ def export_run(
         overwrite: replace an earlier export.
 
     Raises:
-        WeightsError: no checkpoint there, or it is none of pathokd's.
+        WeightsError: no checkpoint there, it is none of pathokd's, or it holds no such student.
     """
-    path = find_checkpoint(Path(run), which)
+    path = find_checkpoint(Path(run), which or (None if student == FIRST else "last"))
     checkpoint = _load(path)
     facts = checkpoint["pathokd"]
-    card = ModelCard(**facts["student_card"])
+    if student not in facts["students"]:
+        raise WeightsError(f"{path} holds the students {', '.join(facts['students'])}, none called {student!r}.")
+    card = ModelCard(**facts["students"][student]["card"])
     state: Mapping[str, Tensor] = checkpoint["state_dict"]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(facts["student"]["seed"])
+        torch.manual_seed(facts["students"][student]["spec"]["seed"])
         encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=card.image_px), card)
     adaptors: dict[str, nn.Module] = {}
     if not untrained:
-        net = "ema.model." if facts["ema"] else "net."
+        net = f"students.{student}.{'ema.model' if facts['ema'] else 'net'}."
         encoder.model.load_state_dict(_under(state, f"{net}encoder.model."))
         adaptors = dict(_adaptors(facts, state, net, card.embed_dim))
     return export_student(
         encoder,
         out_dir,
         adaptors=adaptors,
-        facts=_public_facts(facts, path, untrained),
+        facts=_public_facts(facts, path, student, untrained),
         licence=licence,
         name=name,
         half=half,
@@ -140,7 +146,19 @@ def fold(head: Projector, standardizer: Standardizer) -> Projector:
     return folded
 
 
-def _public_facts(facts: Mapping[str, Any], path: Path, untrained: bool) -> dict[str, Any]:
+def _measures(logged: Mapping[str, float], students: Collection[str], student: str) -> dict[str, float]:
+    """What was measured of `student`, without its name: of `val/vits/cka` for vits `val/cka`."""
+    own = {}
+    for key, value in logged.items():
+        stage, _, figure = key.partition("/")
+        owner, _, rest = figure.partition("/")
+        named = owner in students
+        if student == (owner if named else FIRST):
+            own[f"{stage}/{rest if named else figure}"] = value
+    return own
+
+
+def _public_facts(facts: Mapping[str, Any], path: Path, student: str, untrained: bool) -> dict[str, Any]:
     teachers = {key: teacher["card"]["name"] for key, teacher in facts["teachers"].items()}
     if untrained:
         return {"teacher": None, "data": "none: random weights, a control", "metrics": {}}
@@ -155,6 +173,6 @@ def _public_facts(facts: Mapping[str, Any], path: Path, untrained: bool) -> dict
             for key, teacher in facts["teachers"].items()
         },
         "data": facts["facts"].get("data"),
-        "metrics": facts["metrics"],
+        "metrics": _measures(facts["metrics"], facts["students"], student),
         "run": str(path.parent.parent.name),
     }

@@ -17,6 +17,8 @@ from pathokd.models.encoder import build_loaded, load_encoder, make_card
 from pathokd.models.vit import Encoder
 from pathokd.models.weights import hub_error
 
+FIRST = "student"
+"""Name of `model.student` among the students of a run."""
 DEFAULT_MODEL_ARGS: dict[str, Any] = {**SWIGLU_ARGS, "dynamic_img_size": True}
 
 

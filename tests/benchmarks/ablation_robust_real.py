@@ -38,10 +38,14 @@ ARMS: dict[str, list[str]] = {
     CONTROL: [],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
+    "+ registered simulated pairs, weight .1": ["pairs", "light"],
     "+ denoised targets, 4 directions": ["denoise4"],
     "+ relations, balanced": ["relations"],
     "+ consistency + denoised": ["consistency", "denoise4"],
     "+ consistency + relations": ["consistency", "relations"],
+    "+ pairs, weight .1, + relations": ["pairs", "light", "relations"],
+    "+ restaining, in 70 % of views": ["restained"],
+    "+ restaining + pairs, weight .1": ["restained", "pairs", "light"],
 }
 HELD_OUT = (
     "cmu1_section4", "birl_kidney_he", "birl_kidney_panck", "histoqc_3", "histoqc_4", "tiatoolbox_target",
@@ -153,6 +157,7 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     named = {"weights": str(out / "teacher"), "precision": "bf16", "targets": str(out / "first_targets")}
     recipe["model"] |= {"teachers": {"embedded": named}, "student": {**built.spec, "init": "teacher-layers"}}
     recipe["model"]["optim"]["lr"] = built.lr
+    recipe["model"]["ema_momentum"] = 2 * [sizes.first_steps / (sizes.first_steps + 20)]  # ends 20 steps behind
     recipe["data"] |= {"tiles": str(shared / "originals"), "val_fraction": 0.0, "workers": 0}
     fit(seeded(recipe, seed, sizes.first_steps), out, f"first_{seed}", first)
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")

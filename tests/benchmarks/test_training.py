@@ -33,6 +33,7 @@ LABELS = {
     "fit_features": "`pathokd fit`, and standardised targets and EMA",
     "fit_bf16": "`pathokd fit`, same losses, its teacher in bf16",
     "fit_mixed": "`pathokd fit`, same losses, its teacher in bf16 and the student in bf16-mixed",
+    "fit_two": "`pathokd fit`, same losses, two such students at once",
     "timm": "timm.task.FeatureDistillationTask, tiles decoded in memory",
     "lightly": "lightly-train, distillationv3, tiles as JPEG files",
     "lightly_mixed": "lightly-train, the same in bf16-mixed",
@@ -66,10 +67,18 @@ def work(bench_slide: Path, cut_tiles: Any, tmp_path_factory: pytest.TempPathFac
 
 
 def fit_config(
-    work: dict[str, Any], out: Path, *, features: bool = False, teacher: str = "fp32", precision: str = "32-true"
+    work: dict[str, Any],
+    out: Path,
+    *,
+    features: bool = False,
+    teacher: str = "fp32",
+    precision: str = "32-true",
+    two: bool = False,
 ) -> dict[str, Any]:
     """What `bare_loop.py` does, as a config; `features` switches on what the bare loop has not."""
     job, extra = work["job"], {} if features else {"standardize_steps": 0, "ema_momentum": None}
+    if two:
+        extra["more_students"] = {"second": {"architecture": STUDENT, "seed": 1}}
     stopwatch = {"class_path": "fit_stopwatch.FitStopwatch", "init_args": {"out": str(out)}}
     return {
         "model": {
@@ -161,6 +170,7 @@ def test_fit_keeps_nine_tenths_of_a_bare_loop(
         "fit_mixed": lambda attempt: run_fit(
             work, run_contender, "fit_mixed", attempt, teacher="bf16", precision="bf16-mixed"
         ),
+        "fit_two": lambda attempt: run_fit(work, run_contender, "fit_two", attempt, two=True),
         "timm": lambda attempt: run_script("timm_task", job, folder),
     }
     notes = []

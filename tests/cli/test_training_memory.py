@@ -33,7 +33,6 @@ def configured(teacher: Path, **more: object) -> DistillationModule:
 
 def test_a_plan_counts_what_there_is(tiny_teacher: Path) -> None:
     module = configured(tiny_teacher)
-    assert module.net is not None
     params = sum(parameter.numel() for parameter in module.net.parameters())
     views = Views(Geometry(32), None, {"local": Geometry(16, count=3)})
     plan = memory_plan(module, views, 4)

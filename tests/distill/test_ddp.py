@@ -83,7 +83,8 @@ def gathered(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
             "tokens": "patches",
         },
     ]
-    recipe["model"] |= {"fidelity_tiles": 13, "standardize_steps": 3}
+    second = {**recipe["model"]["student"], "model_args": {**student, "depth": 1}, "seed": 1}
+    recipe["model"] |= {"fidelity_tiles": 13, "standardize_steps": 3, "more_students": {"small": second}}
     recipe["data"] |= {"val_batch_size": 3, "workers": 0}
     recipe["trainer"] |= {"gradient_clip_val": 0.1, "log_every_n_steps": 1}
     return recipe
@@ -107,7 +108,7 @@ def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Pat
             torch.testing.assert_close(two["state_dict"][name], value, rtol=WEIGHTS, atol=WEIGHTS, msg=name)
         a, b = logged(tmp_path / "one"), logged(out)
         assert list(a) == list(b)
-        assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/kl_cls"} <= {*a}
+        assert {"train/loss", "val/cka", "val/knn_overlap", "val/cosine_patches", "val/small/kl_cls"} <= {*a}
         pd.testing.assert_frame_equal(a, b, rtol=LOGGED, atol=LOGGED)
         best = [torch.load(folder / "checkpoints/best.ckpt", weights_only=True) for folder in (tmp_path / "one", out)]
         assert best[0]["epoch"] == best[1]["epoch"]
@@ -242,7 +243,7 @@ def test_checkpoints_in_shards_are_exported_and_refused_to_others(
         assert main(["export", str(out), "--which", name, "--out", str(tmp_path / name)]) == 0
     weight = load_file(tmp_path / "last/model.safetensors")["patch_embed.proj.weight"]
     found = read_whole(out / "checkpoints/last.ckpt")
-    assert torch.equal(weight, found["state_dict"]["ema.model.encoder.model.patch_embed.proj.weight"])
+    assert torch.equal(weight, found["state_dict"]["students.student.ema.model.encoder.model.patch_embed.proj.weight"])
     assert found["global_step"] == 3
     # One process validates what two trained; it does not go on with it, and takes no half folder for a checkpoint.
     config.write_text(yaml.safe_dump(with_processes(noisy, 1)), encoding="utf-8")

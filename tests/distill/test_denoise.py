@@ -101,7 +101,6 @@ def test_targets_are_without_the_directions(denoiser: Path, tiny_teacher: Path) 
     with torch.no_grad():
         losses = built.losses({**images, "key": list("abc")})  # type: ignore[typeddict-item]
         t = load_encoder(str(tiny_teacher)).eval()(images["views"]["clean"])  # type: ignore[index]
-        assert built.net is not None
         s = built.net.encoder(images["views"]["clean"])  # type: ignore[index]
         projected = built.net.heads["t__cls"](s.cls)
     expected = (projected - read_denoiser(denoiser)[1]["cls"](t.cls)).square().mean()

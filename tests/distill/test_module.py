@@ -54,7 +54,6 @@ def test_losses_equal_the_formula_on_the_models_own_outputs(teacher_folder: Path
     with torch.no_grad():
         losses = built.losses(images)
     teacher = load_encoder(str(teacher_folder)).eval()
-    assert built.net is not None
     with torch.no_grad():
         t, s = teacher(images["views"]["clean"]), built.net.encoder(images["views"]["clean"])
         cls = built.net.heads["t__cls"](s.cls)
@@ -87,7 +86,6 @@ def test_patch_grids_of_different_size_meet_on_the_students(teacher_folder: Path
 def test_gradients_reach_student_and_heads_but_no_teacher(teacher_folder: Path) -> None:
     built = module(teacher_folder)
     built.losses(batch()).total.backward()
-    assert built.net is not None
     assert all(p.grad is not None for p in built.net.heads.parameters())
     assert sum(float(p.grad.abs().sum()) for p in built.net.encoder.parameters() if p.grad is not None) > 0
     teacher = built.teacher("t")
@@ -98,13 +96,12 @@ def test_gradients_reach_student_and_heads_but_no_teacher(teacher_folder: Path) 
 
 def test_a_fit_changes_the_student_and_stores_no_teacher(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
     built = module(teacher_folder, standardize_steps=2)
-    assert built.net is not None
     before = {name: value.clone() for name, value in built.net.state_dict().items()}
     runner = fit(built, packed, tmp_path)
     runner.save_checkpoint(tmp_path / "c.ckpt")
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     assert not any("teacher" in name for name in saved["state_dict"])
-    assert {name.split(".")[0] for name in saved["state_dict"]} == {"net", "ema", "statistics"}
+    assert {name.split(".")[0] for name in saved["state_dict"]} == {"students", "statistics"}
     assert any(not torch.equal(before[name], value) for name, value in built.net.state_dict().items())
     assert {"val/cosine_cls", "val/cosine_patches", "val/cka", "val/knn_overlap"} <= runner.callback_metrics.keys()
 
@@ -118,12 +115,10 @@ def test_gradients_are_clipped_at_any_precision(
 
     class Watch(L.Callback):
         def on_before_optimizer_step(self, *args: Any) -> None:
-            assert built.net is not None
             norms.append(float(torch.nn.utils.get_total_norm(p.grad for p in built.net.parameters())))
 
     class Clip(L.Callback):
         def on_train_batch_end(self, *args: Any) -> None:
-            assert built.net is not None
             clipped.append(float(torch.nn.utils.get_total_norm(p.grad for p in built.net.parameters())))
 
     clipped: list[float] = []
@@ -135,12 +130,10 @@ def test_gradients_are_clipped_at_any_precision(
 
 def test_the_average_follows_the_student_by_its_formula(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
     built = module(teacher_folder, ema_momentum=(0.5, 0.5))
-    assert built.net is not None
     weights = [built.net.heads["t__cls"].net[0].weight.detach().clone()]  # type: ignore[union-attr, index]
 
     class Watch(L.Callback):
         def on_train_batch_end(self, *args: Any) -> None:
-            assert built.net is not None
             weights.append(built.net.heads["t__cls"].net[0].weight.detach().clone())  # type: ignore[union-attr, index]
 
     fit(built, packed, tmp_path, callbacks=[Watch()])
@@ -182,7 +175,6 @@ def test_two_teachers_need_names_and_get_their_own_heads(teacher_folder: Path) -
         objectives=[Objective(Cosine(), teacher="a"), Objective(Cosine(), teacher="b", tokens="patches")],
         projector=ProjectorSpec("mlp", 12),
     )
-    assert built.net is not None
     assert list(built.net.heads) == ["a__cls", "b__patches"]
     assert set(built.losses(batch()).parts) == {"a.cls_cosine", "b.patches_cosine"}
 

@@ -66,7 +66,6 @@ def batch(n: int = 3) -> dict[str, Any]:
 
 def cross_entropy(built: DistillationModule, tokens: str, images: Any, view: str, teacher_view: str) -> Any:
     """H of each token, (images, tokens), float64, at the final temperature."""
-    assert built.net is not None
     fixed, own = built.prototype_head("t", tokens), built.net.dino_head("t", tokens)  # type: ignore[arg-type]
     with torch.no_grad():
         t, s = (getattr(net(images[name]), tokens) for net, name in
@@ -128,7 +127,6 @@ def test_the_whole_recipe_trains_what_it_should(tiny_teacher: Path, head: Path) 
     built = module(tiny_teacher, objectives)
     losses = built.losses(batch())  # type: ignore[arg-type]
     losses.total.backward()
-    assert built.net is not None
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in built.net.dino_heads.parameters())
     assert built.net.encoder.model.cls_token.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in built.teacher("t").encoder.parameters())
@@ -145,7 +143,6 @@ def test_the_whole_recipe_trains_what_it_should(tiny_teacher: Path, head: Path) 
 def test_a_probe_is_not_felt_by_the_student(tiny_teacher: Path) -> None:
     built = module(tiny_teacher, [Objective(Cosine(), detach=True)])
     built.losses(batch()).total.backward()  # type: ignore[arg-type]
-    assert built.net is not None
     assert all(p.grad is None for p in built.net.encoder.parameters())
     assert all(p.grad is not None for p in built.net.heads.parameters())
     assert built.best_measure == ("val/cosine_cls", "max")

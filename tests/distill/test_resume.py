@@ -56,8 +56,10 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, step: int) -> int:
 @pytest.fixture(params=["plain", "robust"])
 def config(recipe: dict[str, Any], registered_packed: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if request.param == "robust":
-        # Registered pairs, two views of the student, and weights that follow running means.
+        # Registered pairs, two views of the student, weights that follow running means, and a second student.
         data, model = recipe["data"], recipe["model"]
+        args = {**model["student"]["model_args"], "depth": 1}
+        model["more_students"] = {"small": {**model["student"], "model_args": args}}
         data |= {"tiles": str(registered_packed), "registered": {"case": "case", "conditions": ["stain", "scanner"]}}
         data["photometric"]["student2"] = data["photometric"]["student"]
         model["objectives"][1] = {"loss": {"class_path": "pathokd.losses.Cosine"}, "tokens": "patches", "share": 0.25}
@@ -87,8 +89,8 @@ def test_sigkill_in_mid_epoch_and_resume_is_exact(config: Path, tmp_path: Path) 
     ):
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert not list(out.rglob("*.part"))
-    if "balance.means" in whole["state_dict"]:
-        assert int(whole["state_dict"]["balance.batches"]) == 2 * STEPS
+    for name in ("student", "small") if "students.small.balance.means" in whole["state_dict"] else ():
+        assert int(whole["state_dict"][f"students.{name}.balance.batches"]) == 2 * STEPS
 
 
 def test_a_signal_loses_nothing(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -57,7 +57,6 @@ def test_consistency_is_between_two_views_of_the_student(teacher_folder: Path) -
         Objective(Consistency(), tokens="patches", view=["student", "clean"]),
     ]
     built, images = module(teacher_folder, objectives=objectives).eval(), batch()
-    assert built.net is not None
     with torch.no_grad():
         losses = built.losses(images)  # type: ignore[arg-type]
         seen = {name: built.net(view) for name, view in images["views"].items()}
@@ -83,7 +82,6 @@ def test_infonce_reads_places_from_the_batch(teacher_folder: Path) -> None:
     built = module(teacher_folder, objectives=[Objective(RegisteredInfoNCE(0.1))]).eval()
     images = {**batch(), "place": torch.tensor([0, 1, 2] * 2), "condition": torch.tensor([0, 0, 0, 1, 1, 1])}
     with torch.no_grad():
-        assert built.net is not None
         cls = built.net(images["views"]["clean"]).cls
         expected = registered_infonce(cls.double(), images["place"], images["condition"], 0.1)
         assert float(built.losses(images).total) == pytest.approx(float(expected), abs=1e-5)  # type: ignore[arg-type]
@@ -93,7 +91,6 @@ def test_infonce_reads_places_from_the_batch(teacher_folder: Path) -> None:
 
 def test_relations_are_of_the_students_own_tokens(teacher_folder: Path) -> None:
     built, images = module(teacher_folder, objectives=[Objective(RKD(1.0, 2.0))]).eval(), batch()
-    assert built.net is not None
     assert not built.net.heads
     with torch.no_grad():
         x = built.net(images["views"]["clean"]).cls
@@ -123,7 +120,7 @@ def test_shares_of_the_first_batch_hold_and_the_total_is_their_sum(teacher_folde
     losses = built.losses(batch())  # type: ignore[arg-type]
     cls, patches, relation, spread = (part.detach() for part in losses.parts.values())
     total = (losses.total - 0.1 * spread).detach()
-    weights = [float(weight) for weight in built.weights()]
+    weights = [float(weight) for weight in built.trainees["student"].weights()]
     assert weights[0] == 1.0
     assert weights[3] == pytest.approx(0.1)
     assert float(weights[1] * patches / total) == pytest.approx(0.25, abs=1e-5)
@@ -147,10 +144,11 @@ def test_weights_follow_running_means_and_validation_moves_nothing() -> None:
 def test_validation_does_not_move_the_weights(teacher_folder: Path) -> None:
     built = module(teacher_folder, objectives=shared())
     built.train().losses(batch())  # type: ignore[arg-type]
-    assert built.balance is not None
-    before = built.balance.means.clone()
+    balance = built.trainees["student"].balance
+    assert balance is not None
+    before = balance.means.clone()
     built.eval().losses(batch(4))  # type: ignore[arg-type]
-    assert torch.equal(built.balance.means, before)
+    assert torch.equal(balance.means, before)
 
 
 def _update(rank: int, folder: str) -> None:
@@ -202,7 +200,7 @@ def test_the_last_stage_goes_on_where_the_first_ended(
     objectives = [Objective(Cosine()), Objective(RegisteredInfoNCE(), weight=0.3)]
     second = module(teacher_folder, student=start, objectives=objectives, **settings)
     images = {**batch(), "place": torch.tensor([0, 1, 2] * 2), "condition": torch.tensor([0, 0, 0, 1, 1, 1])}
-    first.net = first.evaluated
+    first.trainees["student"].net = first.evaluated
     with torch.no_grad():
         before, after = (m.eval().losses(images).parts["cls_cosine"] for m in (first, second))  # type: ignore[arg-type]
     assert float(after) == pytest.approx(float(before), abs=1e-4)

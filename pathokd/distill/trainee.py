@@ -1,0 +1,69 @@
+"""A student in training: its network, the average of it, and the weights of its terms."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pathokd.distill.balance import Balance
+from pathokd.distill.batch_features import StudentCache
+from pathokd.distill.network import ProjectedStudent
+from pathokd.distill.objective import Objective
+from pathokd.distill.terms import Shared, term
+from pathokd.models.ema import Ema
+from pathokd.models.student import FIRST
+
+
+class Losses(NamedTuple):
+    """The weighted sum and its unweighted parts by name, all scalars."""
+
+    total: Float[Tensor, ""]
+    parts: dict[str, Tensor]
+
+
+class Trainee(nn.Module):
+    """One student of a run; several have teachers, targets and objectives in common, and nothing else.
+
+    Args:
+        net: the student with its heads, filled already.
+        objectives: with their weights and shares.
+        momentum: of the moving average at the first step; None keeps none.
+    """
+
+    def __init__(self, net: ProjectedStudent, objectives: Sequence[Objective], momentum: float | None) -> None:
+        super().__init__()
+        self.net = net
+        self.ema = None if momentum is None else Ema(net, momentum)
+        shares = any(objective.share is not None for objective in objectives)
+        self.balance = Balance(objectives) if shares else None
+        self._objectives = objectives
+
+    @property
+    def evaluated(self) -> ProjectedStudent:
+        """What is validated and exported: the moving average if there is one."""
+        averaged = self.net if self.ema is None else self.ema.model
+        return averaged  # type: ignore[return-value]
+
+    def losses(self, shared: Shared) -> Losses:
+        """All objectives on a batch; the network sees each view once."""
+        seen = StudentCache(self.net, shared.batch["views"])
+        parts = [term(objective, self.net, seen, shared) for objective in self._objectives]
+        if self.balance is not None and self.training:
+            self.balance.update(torch.stack(parts))
+        total = parts[0].new_zeros(())
+        for weight, part in zip(self.weights(), parts, strict=True):
+            total = total + weight * part
+        names = [objective.name for objective in self._objectives]
+        return Losses(total, dict(zip(names, parts, strict=True)))
+
+    def weights(self) -> list[Any]:
+        """Factor of each objective at this moment: its own, or what keeps it at its share."""
+        own = [objective.weight for objective in self._objectives]
+        return own if self.balance is None else list(self.balance.now())
+
+
+def under(name: str, key: str) -> str:
+    """How a figure `key` of the student `name` is called: the first one's go without its name."""
+    return key if name == FIRST else f"{name}/{key}"
