@@ -10,6 +10,7 @@ import yaml
 from pathokd.cli.main import main
 from pathokd.cli.training_cost import average_lag
 from pathokd.distill.schedules import average_age
+from pathokd.models import StudentSpec, build_student
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "configs/distill").glob("*.yaml"))
@@ -121,6 +122,16 @@ def test_a_wrong_key_is_named(packed: Path, tmp_path: Path, capsys: pytest.Captu
     assert stop.value.code == 2
     assert "learning_rate" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_student_lies_over_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = ["--config", str(ROOT / "configs/distill/hoptimus0_to_vitb.yaml")]
+    layers += ["--config", str(ROOT / "configs/override/also_vits.yaml")]
+    with pytest.raises(SystemExit):
+        main(["fit", *layers, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["student"]["architecture"] == "vit_base_patch14_reg4_dinov2"
+    assert build_student(StudentSpec(**model["more_students"]["vits"])).embed_dim == 384
 
 
 @pytest.mark.parametrize(

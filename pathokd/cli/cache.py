@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pathokd.data.batch import TileSource
@@ -22,6 +22,7 @@ def cache(
     precision: Literal["fp32", "bf16"] = "fp32",
     card: str | None = None,
     architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
     image_px: int | None = None,
     batch_size: int = 32,
     workers: int = 2,
@@ -42,6 +43,7 @@ def cache(
         precision: Of the teacher.
         card: Card that describes the weights of a folder or file.
         architecture: timm name that describes the weights of a bare file.
+        model_args: Arguments of the timm model, such as {depth: 6} for the first six blocks of the file.
         image_px: Another input side than the card's.
         batch_size: Tiles per forward pass.
         workers: Threads that read tiles.
@@ -56,7 +58,9 @@ def cache(
     from pathokd.models.device import choose_device
 
     spec, source = TargetSpec(tokens, pca, dtype, view_px), open_tiles(tiles)
-    named = TeacherSpec(teacher, precision, card=card, architecture=architecture, image_px=image_px)
+    named = TeacherSpec(
+        teacher, precision, card=card, architecture=architecture, model_args=model_args, image_px=image_px
+    )
     loaded = build_teacher(named).to(choose_device(device))
     if dry_run or overwrite or not (Path(out) / "header.json").is_file():
         print(_forecast(loaded, source, spec, batch_size), file=sys.stderr, flush=True)

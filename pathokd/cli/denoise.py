@@ -1,6 +1,6 @@
 """`pathokd denoise`: what stain and scanner do to a teacher's tokens, to be kept out of its targets."""
 
-from typing import Literal
+from typing import Any, Literal
 
 
 def denoise(
@@ -13,6 +13,8 @@ def denoise(
     conditions: list[str] = ["stain", "scanner"],  # noqa: B006 (never changed; jsonargparse wants a list)
     max_places: int = 2048,
     card: str | None = None,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 32,
     workers: int = 1,
@@ -23,7 +25,7 @@ def denoise(
     """Find the directions in which a teacher's tokens of one place differ between conditions.
 
     Args:
-        teacher: A card's name, hf-hub:OWNER/NAME, an exported folder, or a .safetensors file with --card.
+        teacher: A card's name, hf-hub:OWNER/NAME, an exported folder, or a .safetensors file.
         tiles: Packed or tile folder of registered slides; of slides scanned once, what `pathokd simulate` makes of it.
         out: The file, which model.teachers.NAME.denoise of a recipe names.
         rank: Directions taken out, 1 to 8.
@@ -31,6 +33,8 @@ def denoise(
         conditions: Columns that together name the condition.
         max_places: Places looked at, drawn by the seed.
         card: Name of the card that describes a bare file.
+        architecture: timm name that describes it, in place of a card.
+        model_args: Arguments of the timm model, such as {depth: 6} for the first six blocks of the file.
         precision: Of the teacher.
         batch_size: Tiles per forward pass.
         workers: Processes that read tiles.
@@ -46,7 +50,7 @@ def denoise(
 
     spec = DenoiseSpec(rank, RegisteredSpec(case, tuple(conditions)), max_places, seed)
     source = open_tiles(tiles)
-    built = build_teacher(TeacherSpec(teacher, precision=precision, card=card))
+    built = build_teacher(TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args))
     results = fit_denoiser(
         built.to(choose_device(device)), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
     )

@@ -1,6 +1,6 @@
 """`pathokd prototypes`: the fixed head of a public teacher, for DINO and iBOT distillation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 
 def prototypes(
@@ -17,6 +17,8 @@ def prototypes(
     iterations: int = 25,
     temperatures: list[float] = [0.04, 0.05, 0.06, 0.07],  # noqa: B006 (never changed; jsonargparse wants a list)
     card: str | None = None,
+    architecture: str | None = None,
+    model_args: dict[str, Any] | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 32,
     workers: int = 1,
@@ -27,7 +29,7 @@ def prototypes(
     """Cluster a teacher's tokens.
 
     Args:
-        teacher: A card's name, hf-hub:OWNER/NAME, an exported folder, or a .safetensors file with --card.
+        teacher: A card's name, hf-hub:OWNER/NAME, an exported folder, or a .safetensors file.
         tiles: Packed folder or tile folder.
         out: Folder for prototypes.safetensors; a run that was cut off goes on.
         k: Prototypes of the class token; 4 thousand to 131 thousand for a real cohort.
@@ -39,6 +41,8 @@ def prototypes(
         iterations: Most steps of k-means.
         temperatures: Teacher temperatures at which balanced centres are stored; losses use any between them.
         card: Name of the card that describes a bare file.
+        architecture: timm name that describes it, in place of a card.
+        model_args: Arguments of the timm model, such as {depth: 6} for the first six blocks of the file.
         precision: Of the teacher.
         batch_size: Tiles per forward pass.
         workers: Processes that read tiles.
@@ -56,7 +60,7 @@ def prototypes(
         k, k_patches, TokenSpec(views, patches_per_tile, scale, max_tiles, seed), iterations, tuple(temperatures)
     )
     source = open_tiles(tiles)
-    built = build_teacher(TeacherSpec(teacher, precision=precision, card=card))
+    built = build_teacher(TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args))
     results = fit_prototypes(
         built.to(choose_device(device)), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
     )
