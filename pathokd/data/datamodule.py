@@ -95,13 +95,15 @@ class ViewDataset(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        row = int(self.rows[draw.position])
-        key = self._keys[row]
-        views = self.views(self.source.read(row), draw, orientation(key) if self.targets else None)
-        targets = {teacher: store.read(row) for teacher, store in self.targets.items()}
-        item = {"views": views, "index": row, "key": key, "targets": targets}
+        row = said = int(self.rows[draw.position])
+        if self.registered is not None and self.registered.answers_to is not None:
+            said = int(self.rows[self.registered.answers_to[draw.position]])
+        turned = orientation(self._keys[said]) if self.targets else None
+        targets = {teacher: store.read(said) for teacher, store in self.targets.items()}
+        views = self.views(self.source.read(row), draw, turned)
+        item = {"views": views, "index": row, "key": self._keys[row], "targets": targets}
         if self.registered is not None:
-            place, condition = self.registered
+            place, condition, _ = self.registered
             item |= {"place": int(place[draw.position]), "condition": int(condition[draw.position])}
         return item
 
@@ -198,7 +200,8 @@ class TileDataModule(L.LightningDataModule):
             them from `model.teachers.NAME.targets`.
         registered: train on registered tiles only, in batches of places under two conditions each, for
             `pathokd.losses.RegisteredInfoNCE`; names the columns that say what is registered. Stored targets keep each
-            tile's own orientation, so that the two tiles of a place are turned differently.
+            tile's own orientation, so that the two tiles of a place are turned differently, unless both answer to
+            those of a `reference`.
     """
 
     def __init__(
@@ -259,6 +262,12 @@ class TileDataModule(L.LightningDataModule):
                 len(self.train_rows), self.batch_size, seed=self.seed, rank=rank, world_size=world
             )
         else:
+            if self.registered.reference is not None and not self.targets:
+                raise ValueError(
+                    f"data.registered.reference {list(self.registered.reference)} has tiles answer to the targets of "
+                    "another one, which must be stored: run `pathokd cache` and name them in "
+                    "model.teachers.NAME.targets, or leave reference out."
+                )
             registered = registered_tiles(source.index.iloc[self.train_rows].reset_index(drop=True), self.registered)
             sampler = PlaceBatchSampler(registered, self.batch_size, seed=self.seed, rank=rank, world_size=world)
         if len(sampler) == 0:

@@ -20,14 +20,23 @@ class RegisteredSpec:
     Args:
         case: slides of one case are registered with each other: the same microns are the same tissue.
         conditions: columns that together name the condition a tile is seen under.
+        reference: a value of each of `conditions`: all tiles of a place then answer to the stored targets of the one
+            seen so, and are turned as it is; places without it are left out. So nothing is learnt of what the teacher
+            makes of other stainings and scanners. None lets each tile answer to its own targets.
     """
 
     case: str = "case"
     conditions: tuple[str, ...] = ("stain", "scanner")
+    reference: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.conditions:
             raise ValueError("conditions must name at least one column, such as scanner.")
+        if self.reference is not None and len(self.reference) != len(self.conditions):
+            raise ValueError(
+                f"reference must have one value for each of the conditions {', '.join(self.conditions)}, got "
+                f"{', '.join(self.reference) or 'none'}."
+            )
 
 
 class Registered(NamedTuple):
@@ -36,6 +45,8 @@ class Registered(NamedTuple):
     place: npt.NDArray[np.int64]
     """-1 where a tile has no partner under another condition."""
     condition: npt.NDArray[np.int64]
+    answers_to: npt.NDArray[np.int64] | None = None
+    """Number of the tile whose targets a tile has; None where each has its own."""
 
 
 def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec()) -> Registered:
@@ -49,7 +60,7 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
         spec: The columns.
 
     Raises:
-        ManifestError: A column is missing, or no place is seen under two conditions.
+        ManifestError: A column is missing, no place is seen under two conditions, or none under the reference.
     """
     require_columns(frame, (spec.case, *spec.conditions, "x", "y", "mpp", "mpp_level0", "tile_px"))
     place = np.unique(place_ids(frame, spec.case), return_inverse=True)[1]
@@ -67,9 +78,21 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
             f"{len(set(names))} conditions in {' and '.join(spec.conditions)}. Tile slides of the same tissue that are "
             "registered in microns, or make such tiles with `pathokd simulate`."
         )
+    answers_to = None
+    if spec.reference is not None:
+        wanted = "/".join(spec.reference)
+        known = kept[names.to_numpy()[kept.index] == wanted].reset_index().set_index("place")["index"]
+        if known.empty:
+            raise ManifestError(
+                f"No registered place is seen under the reference {wanted}: the tiles have "
+                f"{', '.join(sorted(set(names)))} in {' and '.join(spec.conditions)}."
+            )
+        kept = kept[kept["place"].isin(known.index)]
+        answers_to = np.arange(len(frame))
+        answers_to[kept.index] = known[kept["place"]]
     out = np.full(len(frame), -1, np.int64)
     out[kept.index] = np.unique(kept["place"], return_inverse=True)[1]
-    return Registered(out, condition.astype(np.int64))
+    return Registered(out, condition.astype(np.int64), answers_to)
 
 
 def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:

@@ -147,6 +147,8 @@ class PlaceBatchSampler(ResumableBatchSampler):
         place, condition = registered.place[rows], registered.condition[rows]
         self._rows = np.full((place.max(initial=-1) + 1, condition.max(initial=-1) + 1), -1)
         self._rows[place, condition] = rows
+        answers_to = b"" if registered.answers_to is None else registered.answers_to.tobytes()
+        self._identity = zlib.crc32(self._rows.tobytes() + answers_to)
         self._places = batch_size // 2 * world_size
         seen = (self._rows >= 0).astype(np.int64)
         shared = seen.T @ seen
@@ -177,5 +179,5 @@ class PlaceBatchSampler(ResumableBatchSampler):
             yield [Draw(int(row), visit) for condition in (a, b) for row in self._rows[mine, condition]]
 
     def state_dict(self) -> dict[str, int]:
-        """Where this sampler stands, and which pairs its batches depend on."""
-        return {**super().state_dict(), "registered": zlib.crc32(self._rows.tobytes())}
+        """Where this sampler stands, and which pairs and targets its batches depend on."""
+        return {**super().state_dict(), "registered": self._identity}

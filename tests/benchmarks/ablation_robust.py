@@ -117,6 +117,8 @@ def configure(recipe: dict[str, Any], out: Path, parts: list[str], tiles: Path) 
         held = {"class_path": "pathokd.losses.Consistency", "init_args": {"centred": True}}
         objectives.append({"loss": held, "view": ["student", "student2"], "weight": 0.5})
         data["photometric"]["student2"] = data["photometric"]["student"]
+    if "reference" in parts:
+        data["registered"]["reference"] = ["original", "original"]
     if "restained" in parts:
         data["photometric"]["student"].insert(0, {"class_path": "pathokd.augment.StainSwap", "init_args": {"p": 0.7}})
     if "relations" in parts:

@@ -11,8 +11,11 @@ from pathokd.data.datamodule import TileDataModule
 from pathokd.data.packed import PackedTiles
 from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler
-from pathokd.data.views import Geometry
+from pathokd.data.targets import TargetSpec, TargetStore
+from pathokd.data.views import Geometry, orientation, whole_tile
+from pathokd.embed.targets import write_targets
 from pathokd.errors import ManifestError
+from pathokd.models import TeacherSpec, build_teacher
 
 
 def frame(rows: list[tuple[str, str, float, float, float]]) -> pd.DataFrame:
@@ -39,6 +42,28 @@ def test_a_place_is_the_same_microns_of_a_case() -> None:
     found = registered_tiles(table)
     assert found.place.tolist() == [0, 0, -1, -1, -1, -1, 1, -1, 1]
     assert (found.condition == (table["scanner"] == "S50")).all()
+
+
+def test_tiles_of_a_place_answer_to_its_reference() -> None:
+    table = frame(
+        [
+            ("a", "S45", 0.5, 0, 0),
+            ("a", "S50", 0.5, 0, 0),
+            ("a", "S25", 0.5, 0, 0),
+            ("b", "S45", 0.5, 0, 0),  # never seen by the reference
+            ("b", "S25", 0.5, 0, 0),
+            ("a", "S50", 0.5, 224, 0),  # no partner
+        ]
+    )
+    found = registered_tiles(table, RegisteredSpec(conditions=("scanner",), reference=("S50",)))
+    assert found.place.tolist() == [0, 0, 0, -1, -1, -1]
+    assert found.answers_to is not None
+    assert found.answers_to[:3].tolist() == [1, 1, 1]
+    assert registered_tiles(table, RegisteredSpec(conditions=("scanner",))).answers_to is None
+    with pytest.raises(ManifestError, match="under the reference S99: the tiles have S25, S45, S50 in scanner"):
+        registered_tiles(table, RegisteredSpec(conditions=("scanner",), reference=("S99",)))
+    with pytest.raises(ValueError, match="one value for each of the conditions stain, scanner, got S50"):
+        RegisteredSpec(reference=("S50",))
 
 
 def test_tiles_without_pairs_are_refused(packed: Path) -> None:
@@ -129,6 +154,9 @@ def test_a_checkpoint_of_other_batches_is_refused() -> None:
     sampler, plain = PlaceBatchSampler(grid(), 8), ResumableBatchSampler(60, 8)
     with pytest.raises(ValueError, match="registered="):
         sampler.load_state_dict(PlaceBatchSampler(grid(missing=6), 8).state_dict())
+    answering = grid()._replace(answers_to=np.zeros(60, np.int64))
+    with pytest.raises(ValueError, match="registered="):
+        sampler.load_state_dict(PlaceBatchSampler(answering, 8).state_dict())
     with pytest.raises(ValueError, match="registered=None"):
         sampler.load_state_dict(plain.state_dict())
     with pytest.raises(ValueError, match="registered="):
@@ -158,3 +186,32 @@ def test_a_batch_says_places_and_conditions(registered_packed: Path) -> None:
         assert ((batch["condition"][:, None] == batch["condition"]).numpy() == (named[:, None] == named)).all()
         assert together.sum() == 16
         assert batch["views"]["clean"].shape == (8, 3, 32, 32)
+
+
+def test_a_tile_has_the_targets_of_its_reference_and_is_turned_like_it(
+    registered_packed: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    source, out = PackedTiles(registered_packed), tmp_path / "targets"
+    write_targets(build_teacher(TeacherSpec(str(tiny_teacher))), source, out, TargetSpec("patches", None, "fp32"))
+    data = TileDataModule(
+        str(registered_packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.0,
+        targets={"t": str(out)}, registered=RegisteredSpec(reference=("HE", "S45")),
+    )  # fmt: skip
+    index, store = source.index, TargetStore(out)
+    turned = 0
+    for batch in data.train_dataloader():
+        for number, row in enumerate(batch["index"].tolist()):
+            tile = index.iloc[row]
+            same = (index["case"] == tile["case"]) & (index["x"] == tile["x"]) & (index["y"] == tile["y"])
+            reference = int(np.flatnonzero(same & (index["stain"] == "HE") & (index["scanner"] == "S45"))[0])
+            for name, wanted in store.read(reference).items():
+                np.testing.assert_array_equal(batch["targets"]["t"][name][number].numpy(), wanted)
+            picture = whole_tile(source.read(row), 32, orientation(index["key"][reference]))
+            np.testing.assert_array_equal(batch["views"]["clean"][number].permute(1, 2, 0).numpy(), picture)
+            turned += row != reference and orientation(index["key"][reference]) != orientation(index["key"][row])
+    assert turned > 10
+    alone = TileDataModule(
+        str(registered_packed), 8, geometry=Geometry(32), registered=RegisteredSpec(reference=("HE", "S45"))
+    )
+    with pytest.raises(ValueError, match="must be stored: run `pathokd cache`"):
+        alone.train_dataloader()
