@@ -23,7 +23,7 @@ from pathokd.slides.manifest import TileSpec
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(3 * 3600)]
 
-TILES = int(os.environ.get("PATHOKD_BENCH_TILES", "256"))
+TILES = int(os.environ.get("PATHOKD_BENCH_TILES", "768"))
 ROUNDS = int(os.environ.get("PATHOKD_BENCH_ROUNDS", "5"))
 BATCH_SIZE = 16
 WARM_UP = 2
