@@ -16,6 +16,7 @@ from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import TrainingError
 from pathokd.losses import InvarianceLoss, PrototypeLoss
 from pathokd.losses.assignment import assign, chunk_rows
+from pathokd.metrics.precision import full_precision
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
 from pathokd.processes import gather_objects
@@ -193,8 +194,9 @@ class Agreement(nn.Module):
         rows = chunk_rows(self.head.count)
         y, x = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
         for a, b in zip(torch.split(y.float(), rows), torch.split(x, rows), strict=True):
-            q = assign(b @ self.head.centroids.T, self.centre, self.temperatures[1])
-            log_p = ((a @ prototypes.float().T) / self.temperatures[0]).log_softmax(-1)
+            with full_precision(a.device):
+                q = assign(b @ self.head.centroids.T, self.centre, self.temperatures[1])
+                log_p = ((a @ prototypes.float().T) / self.temperatures[0]).log_softmax(-1)
             self.kl = self.kl + torch.special.xlogy(q, q).sub(q * log_p).sum().double().cpu()
             self.same = self.same + (q.argmax(-1) == log_p.argmax(-1)).sum().double().cpu()
             self.used_student = self.used_student + log_p.exp().double().sum(0).cpu()
