@@ -144,7 +144,7 @@ class DistillationModule(L.LightningModule):
             encoder = build_student(spec, first.encoder or first.card)
             with nullcontext() if name == FIRST else same_draws(start, torch.device("cpu")):
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
-            start_heads(net, spec.init, teachers, dict(self.statistics.items()))
+            start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)
             if self.compile_models:
                 compile_student(encoder, self._trainer)

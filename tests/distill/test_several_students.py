@@ -1,5 +1,6 @@
 """Several students under one teacher: each learns what it would learn alone, and the teacher looks once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,26 @@ def test_names_that_cannot_be(teacher_folder: Path, packed: Path, tmp_path: Path
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     with pytest.raises(TrainingError, match="holds the students student, deep, and this run has student"):
         module(teacher_folder, NOISY).on_load_checkpoint(saved)
+
+
+def test_statistics_come_from_the_first_student_alone(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    """Others that go on from an export bring projectors, and change nothing of what the first one learns."""
+    only = {"objectives": [Objective(Cosine())]}
+    began = []
+    for name, spec, tiles in (("a", NOISY, packed), ("b", DEEP, packed)):
+        built = module(teacher_folder, spec, **only)
+        if name == "b":  # as from other tiles
+            built._standardise = lambda key, raw, counts: built.statistics[key].update(3 * raw + 1) or raw  # type: ignore
+        fit(built, packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+        export_run(tmp_path / "c.ckpt", tmp_path / name)
+        began.append(replace(spec, init=str(tmp_path / name)))
+    goes_on, other = began
+    for first in (goes_on, NOISY):
+        alone = module(teacher_folder, first, **only)
+        both = module(teacher_folder, first, **only, more_students={"deep": other})
+        for name, value in learnt(alone, "student").items():
+            assert torch.equal(value, learnt(both, "student")[name]), name
+    # Beside a first student without any, its projector fits the scale that it learnt in.
+    unit = module(teacher_folder, other, **only).net.heads["t__cls"].state_dict()
+    for name, value in both.trainees["deep"].net.heads["t__cls"].state_dict().items():
+        assert torch.equal(value, unit[name]), name
