@@ -15,7 +15,7 @@ from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
 from pathokd.errors import TrainingError
-from pathokd.losses import DINO, Cosine, SmoothL1
+from pathokd.losses import DINO, RKD, Cosine, SmoothL1
 from pathokd.models import StudentSpec, TeacherSpec, load_encoder
 from pathokd.models.student import build_student
 
@@ -290,3 +290,14 @@ def test_two_objectives_of_one_name_keep_their_own_temperatures(
     assert [built._temperature(objective, loss) for objective, loss in pairs] == [0.04, 0.07]
     total = measured["train/cls_dino"] + measured["train/cls_dino-2"]
     assert float(total) == pytest.approx(float(measured["train/loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_more_crops_of_the_teacher_than_of_the_student_are_refused(teacher_folder: Path, n: int) -> None:
+    """A batch of one gave nan, without a word."""
+    images = batch(n)
+    images["views"]["local"] = torch.zeros(n, 4, 3, 32, 32, dtype=torch.uint8)
+    for loss in (Cosine(), RKD()):
+        built = module(teacher_folder, objectives=[Objective(loss, teacher_view="local")])
+        with pytest.raises(ValueError, match="each of the student's needs one to meet"):
+            built.losses(images)
