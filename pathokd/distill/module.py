@@ -69,7 +69,7 @@ class DistillationModule(L.LightningModule):
         fidelity_tiles: validation tiles used for CKA and k-NN overlap.
 
     Raises:
-        ValueError: no teacher or objective, or a teacher's or student's name that is taken or holds a dot or slash.
+        ValueError: no teacher or objective, a number out of range, or a teacher's or student's name that is taken.
     """
 
     def __init__(
@@ -89,6 +89,13 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         if not teachers or not objectives:
             raise ValueError("Distillation needs at least one teacher and one objective.")
+        if min(standardize_steps, fidelity_tiles) < 0:
+            raise ValueError(
+                f"standardize_steps and fidelity_tiles must not be negative, got {standardize_steps} and "
+                f"{fidelity_tiles}."
+            )
+        if ema_momentum is not None and not (min(ema_momentum) >= 0 and max(ema_momentum) <= 1):
+            raise ValueError(f"ema_momentum must lie in 0 to 1, first and last, got {ema_momentum}.")
         self.teacher_specs = teachers
         self.student_specs = named_students(student, more_students or {}, teachers)
         self.objectives = objectives
@@ -323,12 +330,12 @@ class DistillationModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each student's gradient by its own norm: one that jumps must not slow the others down."""
-        if len(self.students) == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
+        if len(self.students) == 1 or (gradient_clip_val or 0) <= 0 or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for name in self.students:
             groups = [group["params"] for group in optimizer.param_groups if group["student"] == name]
-            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group], gradient_clip_val)
+            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group], gradient_clip_val or 0)
 
     # -------------------------------------------------------------- validation
 

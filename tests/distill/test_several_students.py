@@ -114,6 +114,18 @@ def test_clipping_is_each_ones_own(teacher_folder: Path, packed: Path, tmp_path:
         assert pair == pytest.approx([0.05, 0.05], rel=1e-3)
 
 
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_without_a_limit_nothing_is_clipped(teacher_folder: Path, limit: float) -> None:
+    """A negative one would turn the gradients round."""
+    built = module(teacher_folder, NOISY, more_students={"deep": DEEP})
+    optimizer = built.configure_optimizers()
+    built.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=limit)
+    for parameter in built.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.configure_gradient_clipping(optimizer, limit, "norm")
+    assert all(bool((parameter.grad == 1).all()) for parameter in built.net.parameters())
+
+
 def test_each_is_exported_by_its_name(
     recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
