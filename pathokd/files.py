@@ -19,6 +19,12 @@ Header = dict[str, Any]
 """JSON-able facts about a file: `schema`, `version`, and the settings that made it."""
 
 
+_UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, delete it on failure.
@@ -27,7 +33,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     a dot and ends in `.part` so that globs for results never match it.
 
     Raises:
-        StoreError: the disk is full or the folder cannot be written to.
+        StoreError: the disk is full, or the folder cannot be written to or is none.
     """
     target = Path(path)
     part = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
@@ -39,14 +45,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(part, target)
     except OSError as error:
         # Only troubles of *this* write become a StoreError; an unreadable input keeps its own error.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno in _UNWRITABLE:
             raise StoreError(
                 f"Cannot write {target}: {error.strerror}. Free some space or choose another output folder; "
                 "nothing half-written was left behind."
             ) from error
         raise
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            part.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

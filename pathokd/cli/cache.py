@@ -57,6 +57,8 @@ def cache(
     from pathokd.models import TeacherSpec, build_teacher
     from pathokd.models.device import choose_device
 
+    if min(batch_size, workers) < 1:
+        raise ValueError(f"workers and batch_size should be at least 1, got {workers} and {batch_size}.")
     spec, source = TargetSpec(tokens, pca, dtype, view_px), open_tiles(tiles)
     named = TeacherSpec(
         teacher, precision, card=card, architecture=architecture, model_args=model_args, image_px=image_px

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -126,23 +127,26 @@ def _targets_of(spec: Any) -> str | None:
 def train(subcommand: str, args: list[str]) -> TrainCLI:
     """Run `fit`, `validate` or `test` with command-line arguments `args`."""
     _quieten()
-    return TrainCLI(
-        DistillationModule,
-        TileDataModule,
-        save_config_callback=KeepConfig,
-        seed_everything_default=0,
-        trainer_defaults={
-            "max_epochs": 1,
-            "gradient_clip_val": 3.0,
-            "log_every_n_steps": 10,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            # The batch sampler already gives each process its share.
-            "use_distributed_sampler": False,
-        },
-        auto_configure_optimizers=False,
-        args=[subcommand, *args],
-    )
+    try:
+        return TrainCLI(
+            DistillationModule,
+            TileDataModule,
+            save_config_callback=KeepConfig,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": 1,
+                "gradient_clip_val": 3.0,
+                "log_every_n_steps": 10,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                # The batch sampler already gives each process its share.
+                "use_distributed_sampler": False,
+            },
+            auto_configure_optimizers=False,
+            args=[subcommand, *args],
+        )
+    except MisconfigurationException as error:  # what Lightning does not accept
+        raise TrainingError(str(error)) from error
 
 
 def _quieten() -> None:

@@ -25,6 +25,8 @@ class SayCost(Callback):
         """Count and say."""
         data = getattr(trainer, "datamodule", None)
         if isinstance(pl_module, DistillationModule) and isinstance(data, TileDataModule) and trainer.is_global_zero:
+            if trainer.estimated_stepping_batches == float("inf"):
+                return  # the module says what is missing
             steps = int(trainer.estimated_stepping_batches)
             visits = steps * trainer.accumulate_grad_batches * trainer.world_size * data.batch_size
             print(memory_sentence(trainer, pl_module, data.views, data.batch_size), file=sys.stderr)

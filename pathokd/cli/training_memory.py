@@ -90,8 +90,19 @@ def memory_plan(
 
 
 def seen_px(card: ModelCard, crop: Geometry) -> int | None:
-    """Side at which a model sees a crop; None, its own, if it is of fixed size."""
-    return crop.size_px if card.model_args.get("dynamic_img_size") else None
+    """Side at which a model sees a crop; None, its own, if it is of fixed size.
+
+    Raises:
+        ValueError: a side that is no multiple of the model's patches.
+    """
+    if not card.model_args.get("dynamic_img_size"):
+        return None
+    if crop.size_px % card.patch_px:
+        raise ValueError(
+            f"{card.name} takes sides that are multiples of {card.patch_px} px, and a crop of data has "
+            f"{crop.size_px}: correct its size_px, or give the student another patch size."
+        )
+    return crop.size_px
 
 
 def teacher_views(module: DistillationModule) -> set[tuple[str, str]]:

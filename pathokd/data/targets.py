@@ -64,6 +64,8 @@ class TargetSpec:
             raise ValueError("pca rotates patch tokens, and tokens: cls stores none: leave it out.")
         if self.pca is not None and self.pca < 1:
             raise ValueError(f"pca must be at least 1, got {self.pca}.")
+        if self.view_px is not None and self.view_px < 1:
+            raise ValueError(f"view_px must be at least 1, got {self.view_px}.")
 
     def grid(self, teacher_grid: tuple[int, int]) -> tuple[int, int] | None:
         """(rows, columns) of the stored patch tokens, of a teacher whose own grid this is; None if none are stored.

@@ -110,7 +110,17 @@ def view_images(views: dict[str, Tensor], name: str) -> Tensor:
 
 
 def for_each_crop(target: Tensor, student: Tensor) -> Tensor:
-    """The teacher's one view of a tile, repeated for each of the student's crops of it."""
+    """The teacher's one view of a tile, repeated for each of the student's crops of it.
+
+    Raises:
+        ValueError: crops that are no multiple of the other view's.
+    """
+    if len(student) % len(target):
+        raise ValueError(
+            f"{len(student)} crops of a batch are compared with {len(target)} of the other view: each of the student's "
+            "needs one to meet, so name a teacher_view (or a view held still) whose crop in data.crops has count 1, or "
+            "a count that divides the student's."
+        )
     return target.repeat_interleave(len(student) // len(target), dim=0)
 
 

@@ -18,6 +18,7 @@ from pathokd.data.places import RegisteredSpec, registered_tiles
 from pathokd.data.targets import tile_identity
 from pathokd.data.views import CLEAN, Geometry, Views
 from pathokd.distill.prototype_fit import teacher_settings
+from pathokd.distill.prototype_tokens import check_loading
 from pathokd.files import check_header, make_header
 from pathokd.models.denoise import SCHEMA, TokenKind, read_denoiser, write_denoiser
 from pathokd.models.teacher import Teacher
@@ -51,6 +52,8 @@ class DenoiseSpec:
             raise ValueError(f"rank must lie in 1 to {MOST_DIRECTIONS}, got {self.rank}.")
         if self.max_places < 2:
             raise ValueError(f"max_places must be at least 2, got {self.max_places}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
 
 class Between(NamedTuple):
@@ -134,7 +137,9 @@ def fit_denoiser(
     Raises:
         ManifestError: no registered tiles.
         StoreError: the file was made by other settings.
+        ValueError: no tile to a batch, or a negative number of processes.
     """
+    check_loading(batch_size, workers)
     header = _header(teacher, source, spec)
     if Path(out).is_file() and not overwrite:
         found, _ = read_denoiser(out)

@@ -1,7 +1,6 @@
 """The LightningModule: frozen teachers, one student or several, a list of objectives."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
@@ -18,14 +17,14 @@ from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
-from pathokd.distill.objective import Objective, Tokens
+from pathokd.distill.objective import Objective, Tokens, distinct_names
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
 from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
 from pathokd.distill.terms import Shared
-from pathokd.distill.trainee import Losses, Trainee, under
+from pathokd.distill.trainee import Losses, Trainee, named_students, under
 from pathokd.distill.validation import Validation
 from pathokd.distill.warm_start import start_heads
 from pathokd.errors import TrainingError
@@ -70,7 +69,7 @@ class DistillationModule(L.LightningModule):
         fidelity_tiles: validation tiles used for CKA and k-NN overlap.
 
     Raises:
-        ValueError: no teacher or objective, or a student's name that is taken or holds a dot or slash.
+        ValueError: no teacher or objective, a number out of range, or a teacher's or student's name that is taken.
     """
 
     def __init__(
@@ -90,8 +89,15 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         if not teachers or not objectives:
             raise ValueError("Distillation needs at least one teacher and one objective.")
+        if min(standardize_steps, fidelity_tiles) < 0:
+            raise ValueError(
+                f"standardize_steps and fidelity_tiles must not be negative, got {standardize_steps} and "
+                f"{fidelity_tiles}."
+            )
+        if ema_momentum is not None and not (min(ema_momentum) >= 0 and max(ema_momentum) <= 1):
+            raise ValueError(f"ema_momentum must lie in 0 to 1, first and last, got {ema_momentum}.")
         self.teacher_specs = teachers
-        self.student_specs = _named(student, more_students or {}, teachers)
+        self.student_specs = named_students(student, more_students or {}, teachers)
         self.objectives = objectives
         self.projector_spec, self.dino_head_spec, self.optim_spec = projector, dino_head, optim
         self.standardize_steps, self.ema_momentum = standardize_steps, ema_momentum
@@ -144,7 +150,7 @@ class DistillationModule(L.LightningModule):
             encoder = build_student(spec, first.encoder or first.card)
             with nullcontext() if name == FIRST else same_draws(start, torch.device("cpu")):
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
-            start_heads(net, spec.init, teachers, dict(self.statistics.items()))
+            start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)
             if self.compile_models:
                 compile_student(encoder, self._trainer)
@@ -183,8 +189,11 @@ class DistillationModule(L.LightningModule):
     def best_measure(self) -> tuple[str, Literal["min", "max"]]:
         """What tells the best epoch, and which way: the cosine of class tokens, or else how far assignments differ."""
         for kind, name, mode in _BEST:
-            if any(isinstance(o.loss, kind) and f"_{o.tokens}" in name for o in self.objectives):
-                return name, mode
+            asked = {self._teacher_of(o) for o in self.objectives
+                     if isinstance(o.loss, kind) and f"_{o.tokens}" in name}  # fmt: skip
+            for number, key in enumerate(self.teacher_specs):
+                if key in asked:
+                    return (name if number == 0 else name.replace("val/", f"val/{key}/")), mode
         raise ValueError("No objective looks at a teacher: add one, such as pathokd.losses.Cosine.")
 
     def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
@@ -220,8 +229,8 @@ class DistillationModule(L.LightningModule):
             self.log("train/loss", means[0], prog_bar=True)
             self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
             for name, student in self.trainees.items():
-                shared = zip(self.objectives, student.weights(), strict=True)
-                weights = {under(name, f"weight/{o.name}"): weight for o, weight in shared if o.share is not None}
+                shared = zip(distinct_names(self.objectives), self.objectives, student.weights(), strict=True)
+                weights = {under(name, f"weight/{key}"): weight for key, o, weight in shared if o.share is not None}
                 self.log_dict({f"train/{key}": weight for key, weight in weights.items()})
         parts = {name: part.detach() for name, part in losses.parts.items()}
         return {"loss": losses.total, "mean": means[0], "parts": parts}
@@ -259,9 +268,10 @@ class DistillationModule(L.LightningModule):
         """The fixed prototypes for `tokens` of teacher `key`."""
         return self.prototypes[head_key(key, tokens)]  # type: ignore[return-value]
 
-    def _temperature(self, name: str, loss: PrototypeLoss) -> float:
+    def _temperature(self, objective: Objective, loss: PrototypeLoss) -> float:
         """Of the teacher at this step; outside a run, that of its end."""
-        planned = self.temperatures.get(name)
+        number = [each is objective for each in self.objectives].index(True)
+        planned = self.temperatures.get(distinct_names(self.objectives)[number])
         if planned is None:
             return loss.teacher_temperature[1]
         return float(planned[min(self.global_step, len(planned) - 1)])
@@ -320,12 +330,12 @@ class DistillationModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each student's gradient by its own norm: one that jumps must not slow the others down."""
-        if len(self.students) == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
+        if len(self.students) == 1 or (gradient_clip_val or 0) <= 0 or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         for name in self.students:
             groups = [group["params"] for group in optimizer.param_groups if group["student"] == name]
-            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group], gradient_clip_val)
+            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group], gradient_clip_val or 0)
 
     # -------------------------------------------------------------- validation
 
@@ -432,20 +442,3 @@ class DistillationModule(L.LightningModule):
             )
         check_form(self._trainer, checkpoint)
         set_random_state(saved["random"][process_rank()], self.device)
-
-
-def _named(
-    first: StudentSpec, others: Mapping[str, StudentSpec], teachers: Mapping[str, Any]
-) -> dict[str, StudentSpec]:
-    """The students by name.
-
-    Raises:
-        ValueError: a name that measures, weights or files cannot have.
-    """
-    for name in others:
-        if name == FIRST or name in teachers or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-            raise ValueError(
-                f"more_students has the name {name!r}, which is {FIRST!r} itself, a teacher's, or not letters, digits, "
-                "- and _: choose another, such as vits."
-            )
-    return {FIRST: first, **others}

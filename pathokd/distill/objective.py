@@ -1,5 +1,6 @@
 """One weighted term of a distillation: which loss, on which tokens, of which teacher, seen on which view."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,3 +86,10 @@ class Objective:
         kind = f"{self.tokens}_{type(self.loss).__name__.lower()}"
         named = kind if self.teacher is None else f"{self.teacher}.{kind}"
         return named if self.view == CLEAN else f"{named}@{'+'.join(self.views)}"
+
+
+def distinct_names(objectives: Sequence[Objective]) -> list[str]:
+    """Names of the objectives of a run; of those with one name the second is NAME-2, and so on."""
+    names = [objective.name for objective in objectives]
+    before = [names[:number].count(name) for number, name in enumerate(names)]
+    return [f"{name}-{seen + 1}" if seen else name for name, seen in zip(names, before, strict=True)]

@@ -42,6 +42,11 @@ class OptimSpec:
             raise ValueError(f"warmup is a share of all steps and must lie in [0, 1), got {self.warmup}.")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}.")
+        if min(self.final_lr, self.patch_embed_lr, *self.weight_decay) < 0:
+            raise ValueError(
+                f"final_lr, patch_embed_lr and weight_decay must not be negative, got {self.final_lr}, "
+                f"{self.patch_embed_lr} and {self.weight_decay}."
+            )
 
 
 def layer_of(name: str, depth: int) -> int:

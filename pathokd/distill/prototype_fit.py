@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pathokd.data.batch import TileSource
 from pathokd.data.targets import tile_identity
-from pathokd.distill.prototype_tokens import TokenShards, TokenSpec, extract_tokens
+from pathokd.distill.prototype_tokens import TokenShards, TokenSpec, check_loading, extract_tokens
 from pathokd.errors import ManifestError
 from pathokd.files import Header, atomic_path, check_header, make_header, write_json
 from pathokd.losses.assignment import balanced_centres
@@ -55,7 +55,7 @@ class PrototypeSpec:
     temperatures: tuple[float, ...] = (0.04, 0.05, 0.06, 0.07)
 
     def __post_init__(self) -> None:
-        if min(self.k, self.k_patches or 2) < 2 or self.iterations < 1:
+        if min(self.k, self.k if self.k_patches is None else self.k_patches) < 2 or self.iterations < 1:
             raise ValueError(
                 f"k and k-patches must be at least 2 and iterations at least 1, got {self.k}, {self.k_patches} and "
                 f"{self.iterations}."
@@ -109,7 +109,9 @@ def fit_prototypes(
     Raises:
         StoreError: the folder holds prototypes made another way.
         ManifestError: too few tokens for so many prototypes.
+        ValueError: no tile to a batch, or a negative number of processes.
     """
+    check_loading(batch_size, workers)
     folder, header = Path(out), _header(teacher, source, spec)
     work = folder / "tokens"
     if overwrite:

@@ -47,11 +47,13 @@ class TokenSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.views, self.patches, self.max_tiles or 1) < 1:
+        if min(self.views, self.patches, 1 if self.max_tiles is None else self.max_tiles) < 1:
             raise ValueError(
                 f"views, patches-per-tile and max-tiles must be at least 1, got {self.views}, {self.patches} and "
                 f"{self.max_tiles}."
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
     def draws(self, tiles: int) -> list[Draw]:
         """Every visit to a tile, in order: all tiles once, then once more."""
@@ -167,3 +169,13 @@ def _write(tokens: dict[str, Tensor], path: Path) -> None:
         )
     with atomic_path(path) as part:
         save_file(tokens, part)
+
+
+def check_loading(batch_size: int, workers: int) -> None:
+    """Refuse numbers that no loader can have.
+
+    Raises:
+        ValueError: no tile to a batch, or a negative number of processes.
+    """
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}.")

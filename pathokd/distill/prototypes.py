@@ -1,7 +1,7 @@
 """Prototype objectives inside a run: which views are paired, the teacher's heads, and how far the student agrees."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from pathokd.data.views import crop_of
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import head_key
-from pathokd.distill.objective import Objective
+from pathokd.distill.objective import Objective, distinct_names
 from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import TrainingError
 from pathokd.losses import InvarianceLoss, PrototypeLoss
 from pathokd.losses.assignment import assign, chunk_rows
+from pathokd.metrics.precision import full_precision
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
 from pathokd.processes import gather_objects
@@ -142,16 +143,16 @@ def made_from(made: Mapping[str, Any], teacher: Teacher | CachedTeacher) -> str 
     return None if differs is None else f"{differs} = {made[differs]!r}, which is {mine[differs]!r} here"
 
 
-def plan_temperatures(objectives: Iterable[Objective], steps: int) -> dict[str, FloatArray]:
+def plan_temperatures(objectives: Sequence[Objective], steps: int) -> dict[str, FloatArray]:
     """The teacher's temperature at each step, by the name of the objective."""
     return {
-        objective.name: warmup_linear(
+        name: warmup_linear(
             steps,
             start=objective.loss.teacher_temperature[0],
             final=objective.loss.teacher_temperature[1],
             warmup_steps=round(objective.loss.warmup * steps),
         )
-        for objective in objectives
+        for name, objective in zip(distinct_names(objectives), objectives, strict=True)
         if isinstance(objective.loss, PrototypeLoss)
     }
 
@@ -193,8 +194,9 @@ class Agreement(nn.Module):
         rows = chunk_rows(self.head.count)
         y, x = student.reshape(-1, student.shape[-1]), teacher.reshape(-1, teacher.shape[-1])
         for a, b in zip(torch.split(y.float(), rows), torch.split(x, rows), strict=True):
-            q = assign(b @ self.head.centroids.T, self.centre, self.temperatures[1])
-            log_p = ((a @ prototypes.float().T) / self.temperatures[0]).log_softmax(-1)
+            with full_precision(a.device):
+                q = assign(b @ self.head.centroids.T, self.centre, self.temperatures[1])
+                log_p = ((a @ prototypes.float().T) / self.temperatures[0]).log_softmax(-1)
             self.kl = self.kl + torch.special.xlogy(q, q).sub(q * log_p).sum().double().cpu()
             self.same = self.same + (q.argmax(-1) == log_p.argmax(-1)).sum().double().cpu()
             self.used_student = self.used_student + log_p.exp().double().sum(0).cpu()

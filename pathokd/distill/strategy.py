@@ -83,12 +83,22 @@ StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse strategies that are not tested, and processes that do not know of each other.
+    """Refuse what is not tested or cannot be, and processes that do not know of each other.
 
     Raises:
-        TrainingError: another strategy, or `torchrun` started more processes than the trainer counts.
+        TrainingError: another strategy, half precision throughout, no batch to a step, or `torchrun` started more
+            processes than the trainer counts.
     """
     strategy = trainer.strategy
+    if str(trainer.precision) in ("bf16-true", "16-true"):
+        raise TrainingError(
+            f"trainer.precision is {trainer.precision}, which would round the teacher's normalisation, the targets' "
+            "statistics and the student's average to three digits: set it to bf16-mixed, or to 32-true."
+        )
+    if trainer.accumulate_grad_batches < 1:
+        raise TrainingError(
+            f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
+        )
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         raise TrainingError(
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "

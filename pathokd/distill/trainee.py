@@ -1,6 +1,7 @@
 """A student in training: its network, the average of it, and the weights of its terms."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from pathokd.distill.balance import Balance
 from pathokd.distill.batch_features import StudentCache
 from pathokd.distill.network import ProjectedStudent
-from pathokd.distill.objective import Objective
+from pathokd.distill.objective import Objective, distinct_names
 from pathokd.distill.terms import Shared, term
 from pathokd.models.ema import Ema
-from pathokd.models.student import FIRST
+from pathokd.models.student import FIRST, StudentSpec
 
 
 class Losses(NamedTuple):
@@ -55,8 +56,7 @@ class Trainee(nn.Module):
         total = parts[0].new_zeros(())
         for weight, part in zip(self.weights(), parts, strict=True):
             total = total + weight * part
-        names = [objective.name for objective in self._objectives]
-        return Losses(total, dict(zip(names, parts, strict=True)))
+        return Losses(total, dict(zip(distinct_names(self._objectives), parts, strict=True)))
 
     def weights(self) -> list[Any]:
         """Factor of each objective at this moment: its own, or what keeps it at its share."""
@@ -67,3 +67,27 @@ class Trainee(nn.Module):
 def under(name: str, key: str) -> str:
     """How a figure `key` of the student `name` is called: the first one's go without its name."""
     return key if name == FIRST else f"{name}/{key}"
+
+
+def named_students(
+    first: StudentSpec, others: Mapping[str, StudentSpec], teachers: Mapping[str, Any]
+) -> dict[str, StudentSpec]:
+    """The students by name.
+
+    Raises:
+        ValueError: a name that measures, weights or files cannot have.
+    """
+    taken = {FIRST, "weight", *dir(nn.ModuleDict())}  # of measures, and of the modules' own methods
+    for name in teachers:
+        if name in taken or "." in name or "/" in name:
+            raise ValueError(
+                f"teachers has the name {name!r}, which holds a dot or slash or is taken by pathokd or torch: choose "
+                "another, such as h0mini."
+            )
+    for name in others:
+        if name in taken or name in teachers or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            raise ValueError(
+                f"more_students has the name {name!r}, which is {FIRST!r} itself, a teacher's, taken by pathokd or "
+                "torch, or not letters, digits, - and _: choose another, such as vits."
+            )
+    return {FIRST: first, **others}

@@ -21,6 +21,8 @@ def start_heads(
     folder: str,
     teachers: Mapping[str, Teacher | CachedTeacher],
     statistics: Mapping[str, nn.Module],
+    *,
+    fill: bool = True,
 ) -> list[str]:
     """Fill projectors, and the statistics of running teachers, from the adaptors of an exported student.
 
@@ -32,6 +34,7 @@ def start_heads(
         folder: `student.init`; nothing happens unless it is a folder with adaptors.
         teachers: by key.
         statistics: standardisers of the targets by `head_key`; empty for raw targets.
+        fill: take the statistics too. Students of one run have them in common, so only the first one may.
 
     Returns:
         The `head_key` of each projector that was filled.
@@ -58,7 +61,9 @@ def start_heads(
             standard = statistics.get(head)
             if isinstance(standard, Standardizer):
                 own = f"{name}.statistics/"
-                if not standard.stored and f"{name}.statistics" in specs:
+                if not standard.stored and f"{name}.statistics" in specs and (fill or not standard.count):
+                    # Where none stand yet, another student's projector keeps the scale that it learnt in.
+                    standard = standard if fill else Standardizer(standard.dim)
                     standard.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
                 _unfold(projector, standard)
             filled.append(head)

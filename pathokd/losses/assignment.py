@@ -84,8 +84,9 @@ def balanced_centres(
 ) -> Float[Tensor, "temperatures prototypes"]:
     """Sinkhorn-Knopp's centres over any number of tokens, at several temperatures.
 
-    In the log domain, so nothing overflows. Each iteration goes through the tokens and computes their logits anew, some
-    rows at a time: memory beyond the arguments is about four times `chunk_elements` numbers.
+    In the log domain, so nothing overflows; in the dtype of the tokens, whatever the autocast. Each iteration goes
+    through the tokens and computes their logits anew, some rows at a time: memory beyond the arguments is about four
+    times `chunk_elements` numbers.
 
     Args:
         blocks: gives all tokens, block by block, each time it is called.
@@ -106,7 +107,8 @@ def balanced_centres(
         rows = torch.full_like(log_a, -torch.inf)
         for block in blocks():
             for part in torch.split(block, chunk_rows(len(prototypes), chunk_elements)):
-                logits = part @ prototypes.T
+                with torch.autocast(part.device.type, enabled=False):
+                    logits = part @ prototypes.T
                 for tau, a, row in zip(temperatures, log_a, rows, strict=True):
                     z = logits / tau
                     if iteration:

@@ -35,7 +35,8 @@ def registered_infonce(
     same_place, same_condition = place[:, None] == place, condition[:, None] == condition
     positive, negative = same_place & ~same_condition, ~same_place & same_condition
     anchors = positive.any(1) & negative.any(1)
-    s = (unit[anchors] @ unit.T) / temperature
+    with torch.autocast(x.device.type, enabled=False):
+        s = (unit[anchors] @ unit.T) / temperature
     others = s.masked_fill(~negative[anchors], -torch.inf).logsumexp(1, keepdim=True)
     # -log(e^s / (e^s + e^others)) = softplus(others - s)
     each = F.softplus(others - s).masked_fill(~positive[anchors], 0).sum(1) / positive[anchors].sum(1)

@@ -57,7 +57,8 @@ def angle_loss(student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batc
     cosines = []
     for points in (x, y):
         e = F.normalize(points[None] - points[:, None], dim=-1, eps=EPS)  # e_ij = (x_i - x_j) / |x_i - x_j|
-        cosines.append((e @ e.transpose(1, 2))[distinct])
+        with torch.autocast(e.device.type, enabled=False):
+            cosines.append((e @ e.transpose(1, 2))[distinct])
     return F.smooth_l1_loss(cosines[0], cosines[1])
 
 

@@ -4,7 +4,21 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA if there is one, else the CPU."""
+    """The device of that name; `auto` is CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device, or torch has none here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = found.get(device.type, 1)
+    if (device.index or 0) >= count:
+        raise ValueError(
+            f"device {name} was asked for and torch sees {count} {device.type} device(s) here: take auto or cpu."
+        )
+    return device

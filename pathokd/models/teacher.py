@@ -67,6 +67,8 @@ class TeacherSpec:
             raise ValueError(f"precision must be fp32 or bf16, got {self.precision!r}.")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1 or null, got {self.micro_batch}.")
+        if self.image_px is not None and self.image_px < 1:
+            raise ValueError(f"image_px must be at least 1 or null, got {self.image_px}.")
 
 
 class Teacher(nn.Module):

@@ -15,7 +15,7 @@ from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
 from pathokd.errors import TrainingError
-from pathokd.losses import Cosine, SmoothL1
+from pathokd.losses import DINO, RKD, Cosine, SmoothL1
 from pathokd.models import StudentSpec, TeacherSpec, load_encoder
 from pathokd.models.student import build_student
 
@@ -267,3 +267,37 @@ def test_the_end_is_validated_whatever_the_interval(
     runner = fit(module(teacher_folder), packed, tmp_path, callbacks=[FinalValidation(), Ends()], **settings)
     assert Ends.steps[-1] == runner.global_step
     assert len(set(Ends.steps)) == len(Ends.steps)
+
+
+def test_the_best_measure_is_one_that_is_logged(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    """Also where only the second teacher's class tokens are compared."""
+    built = module(
+        teacher_folder,
+        teachers={"a": TeacherSpec(str(teacher_folder)), "b": TeacherSpec(str(teacher_folder))},
+        objectives=[Objective(Cosine(), teacher="b"), Objective(Cosine(), tokens="patches", teacher="a")],
+    )
+    assert built.best_measure == ("val/b/cosine_cls", "max")
+    assert built.best_measure[0] in fit(built, packed, tmp_path, limit_train_batches=1).callback_metrics
+
+
+def test_two_objectives_of_one_name_keep_their_own_temperatures(
+    teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    losses = [DINO(random_prototypes_for_tests=8, diagonal=True, teacher_temperature=(t, t)) for t in (0.04, 0.07)]
+    built = module(teacher_folder, objectives=[Objective(loss) for loss in losses])
+    measured = fit(built, packed, tmp_path, max_steps=2, log_every_n_steps=1).callback_metrics
+    pairs = zip(built.objectives, losses, strict=True)
+    assert [built._temperature(objective, loss) for objective, loss in pairs] == [0.04, 0.07]
+    total = measured["train/cls_dino"] + measured["train/cls_dino-2"]
+    assert float(total) == pytest.approx(float(measured["train/loss"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_more_crops_of_the_teacher_than_of_the_student_are_refused(teacher_folder: Path, n: int) -> None:
+    """A batch of one gave nan, without a word."""
+    images = batch(n)
+    images["views"]["local"] = torch.zeros(n, 4, 3, 32, 32, dtype=torch.uint8)
+    for loss in (Cosine(), RKD()):
+        built = module(teacher_folder, objectives=[Objective(loss, teacher_view="local")])
+        with pytest.raises(ValueError, match="each of the student's needs one to meet"):
+            built.losses(images)

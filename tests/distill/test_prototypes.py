@@ -188,6 +188,20 @@ def test_agreement_tells_a_copy_from_a_collapsed_student() -> None:
     assert float(perplexity(torch.tensor([0.25] * 4 + [0.0]))) == pytest.approx(4)
 
 
+def test_agreement_is_measured_in_fp32_under_autocast() -> None:
+    """Validation runs under the training's precision, which must not be what it measures."""
+    fixed = PrototypeHead.random(6, 500, 0)
+    x = torch.nn.functional.normalize(torch.randn(200, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    loss = DINO(random_prototypes_for_tests=500, student_temperature=0.07)
+    plain, mixed = Agreement(fixed, loss), Agreement(fixed, loss)
+    plain.add(x.flip(0), fixed.centroids, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed.add(x.flip(0), fixed.centroids, x)
+    expected, found = plain.compute("cls"), mixed.compute("cls")
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
 def test_the_file_is_what_its_tokens_say(head: Path, packed: Path, tiny_teacher: Path) -> None:
     """Statistics, counts and centres from a second look at all class tokens, by plain means."""
     teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)

@@ -1,5 +1,6 @@
 """Several students under one teacher: each learns what it would learn alone, and the teacher looks once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_clipping_is_each_ones_own(teacher_folder: Path, packed: Path, tmp_path:
         assert pair == pytest.approx([0.05, 0.05], rel=1e-3)
 
 
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_without_a_limit_nothing_is_clipped(teacher_folder: Path, limit: float) -> None:
+    """A negative one would turn the gradients round."""
+    built = module(teacher_folder, NOISY, more_students={"deep": DEEP})
+    optimizer = built.configure_optimizers()
+    built.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=limit)
+    for parameter in built.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    built.configure_gradient_clipping(optimizer, limit, "norm")
+    assert all(bool((parameter.grad == 1).all()) for parameter in built.net.parameters())
+
+
 def test_each_is_exported_by_its_name(
     recipe: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,9 +158,13 @@ def test_each_is_exported_by_its_name(
 
 
 def test_names_that_cannot_be(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
-    for name in ("student", "t", "a.b", "a/b", ""):
+    for name in ("student", "t", "a.b", "a/b", "", "half", "keys", "weight"):
         with pytest.raises(ValueError, match="more_students has the name"):
             module(teacher_folder, NOISY, more_students={name: DEEP})
+    # `val/student/...` would be read as the student's own when it is exported.
+    for name in ("student", "a.b", "a/b", "half"):
+        with pytest.raises(ValueError, match="teachers has the name"):
+            module(teacher_folder, NOISY, teachers={name: TeacherSpec(str(teacher_folder))})
     built = module(teacher_folder, NOISY, more_students={"deep": DEEP})
     fit(built, packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
     with pytest.raises(WeightsError, match="none called 'small'"):
@@ -155,3 +172,27 @@ def test_names_that_cannot_be(teacher_folder: Path, packed: Path, tmp_path: Path
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     with pytest.raises(TrainingError, match="holds the students student, deep, and this run has student"):
         module(teacher_folder, NOISY).on_load_checkpoint(saved)
+
+
+def test_statistics_come_from_the_first_student_alone(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    """Others that go on from an export bring projectors, and change nothing of what the first one learns."""
+    only = {"objectives": [Objective(Cosine())]}
+    began = []
+    for name, spec in (("a", NOISY), ("b", DEEP)):
+        built = module(teacher_folder, spec, **only)
+        trainer = fit(built, packed, tmp_path)
+        if name == "b":  # as if of other tiles
+            built.statistics["t__cls"].update(5 * torch.randn(100, 24, generator=torch.Generator().manual_seed(0)))
+        trainer.save_checkpoint(tmp_path / "c.ckpt")
+        export_run(tmp_path / "c.ckpt", tmp_path / name)
+        began.append(replace(spec, init=str(tmp_path / name)))
+    goes_on, other = began
+    for first in (goes_on, NOISY):
+        alone = module(teacher_folder, first, **only)
+        both = module(teacher_folder, first, **only, more_students={"deep": other})
+        for name, value in learnt(alone, "student").items():
+            assert torch.equal(value, learnt(both, "student")[name]), name
+    # Beside a first student without any, its projector fits the scale that it learnt in.
+    unit = module(teacher_folder, other, **only).net.heads["t__cls"].state_dict()
+    for name, value in both.trainees["deep"].net.heads["t__cls"].state_dict().items():
+        assert torch.equal(value, unit[name]), name

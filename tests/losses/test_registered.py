@@ -68,3 +68,11 @@ def test_an_anchor_without_partners_adds_nothing(place: list[int], condition: li
 def test_a_temperature_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"positive, got 0\.0"):
         RegisteredInfoNCE(0.0)
+
+
+def test_it_is_fp32_under_autocast() -> None:
+    x = vectors()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = registered_infonce(x.float(), PLACE, CONDITION)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(registered_infonce(x, PLACE, CONDITION)), rel=1e-5)

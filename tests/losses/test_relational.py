@@ -68,3 +68,12 @@ def test_angles_are_taken_among_the_first_tiles() -> None:
         RKD(angle_tiles=2)
     with pytest.raises(ValueError, match="weights"):
         RKD(0.0, 0.0)
+
+
+def test_angles_are_fp32_under_autocast() -> None:
+    """In bf16 their difference is rounding once a student is near its teacher."""
+    x = vectors(16, 8, 0)
+    y = x + 0.01 * vectors(16, 8, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = float(angle_loss(x.float(), y.float()))
+    assert found == pytest.approx(float(angle_loss(x, y)), rel=1e-3)

@@ -62,3 +62,13 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
         read_denoiser(tmp_path / "cut")
     with pytest.raises(ValueError, match="orthonormal"):
         Denoiser({**tensors(), "directions": torch.ones(2, 6).double()})
+
+
+def test_nothing_is_left_under_autocast() -> None:
+    """A training in bf16 takes the directions out as one in fp32 does."""
+    given = tensors()
+    denoiser = Denoiser(given)
+    x = 10 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = denoiser(x)
+    assert torch.allclose(found, denoiser(x), atol=1e-4)

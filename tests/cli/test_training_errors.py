@@ -1,0 +1,53 @@
+"""What a recipe cannot mean is one sentence, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pathokd.cli.main import main
+
+TINY = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+
+
+def recipe(teacher: Path, packed: Path) -> dict[str, Any]:
+    student = {"architecture": "vit_tiny_patch16_224", "model_args": TINY, "image_px": 32}
+    return {
+        "model": {
+            "teachers": {"tiny": {"weights": str(teacher)}},
+            "student": student,
+            "objectives": [{"loss": {"class_path": "pathokd.losses.Cosine"}}],
+        },
+        "data": {"tiles": str(packed), "batch_size": 8, "workers": 0, "geometry": {"size_px": 32}, "val_fraction": 0.3},
+        "trainer": {"max_steps": 1, "accelerator": "cpu", "devices": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("model", {"standardize_steps": -1}, "must not be negative, got -1"),
+        ("model", {"fidelity_tiles": -5}, "must not be negative"),
+        ("model", {"ema_momentum": [0.9, 1.5]}, "ema_momentum must lie in 0 to 1"),
+        ("model", {"optim": {"patch_embed_lr": -1}}, "must not be negative"),
+        ("model", {"optim": {"weight_decay": [-0.1, 0.2]}}, "must not be negative"),
+        ("model", {"optim": {"final_lr": -1}}, "must not be negative"),
+        ("model", {"more_students": {"large": {}}}, "multiples of 14 px, and a crop of data has 32"),
+        ("trainer", {"precision": "bf16-true"}, "set it to bf16-mixed"),
+        ("trainer", {"accumulate_grad_batches": 0}, "must be at least 1, got 0"),
+        ("trainer", {"gradient_clip_algorithm": "nope"}, "nope is invalid"),
+        ("trainer", {"max_steps": -1, "max_epochs": -1}, "The schedules need an end"),
+        ("trainer", {"devices": 0}, "devices=0"),
+    ],
+)
+def test_it_says_what_is_wrong(
+    part: str, change: dict[str, Any], sentence: str, tiny_teacher: Path, packed: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    config = recipe(tiny_teacher, packed)
+    config[part] |= change
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
