@@ -168,6 +168,8 @@ def fit_denoiser(
 
 def _header(teacher: Teacher, source: TileSource, spec: DenoiseSpec) -> dict[str, Any]:
     settings = {**teacher_settings(teacher), "tiles": tile_identity(source), **asdict(spec)}
+    if spec.registered.reference is None:  # files of before it was there stay valid
+        del settings["registered"]["reference"]
     return make_header(SCHEMA, json.loads(json.dumps(settings)))
 
 
