@@ -20,7 +20,7 @@ from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens, distinct_names
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
-from pathokd.distill.provenance import check_teacher, teacher_facts
+from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
 from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
 from pathokd.distill.terms import Shared
@@ -431,6 +431,7 @@ class DistillationModule(L.LightningModule):
                     f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
                     "head."
                 )
+        check_shapes(self, checkpoint.get("state_dict"))
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
         processes = saved.get("processes", 1)
