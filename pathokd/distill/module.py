@@ -145,10 +145,12 @@ class DistillationModule(L.LightningModule):
             else {}
         )
         momentum = self.ema_momentum[0] if self.ema_momentum else None
-        start = random_state(torch.device("cpu"))
+        # Lightning makes weights where they will be trained, and so draws them from that device's stream.
+        device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
+        start = random_state(device)
         for name, spec in self.student_specs.items():
-            encoder = build_student(spec, first.encoder or first.card)
-            with nullcontext() if name == FIRST else same_draws(start, torch.device("cpu")):
+            with nullcontext() if name == FIRST else same_draws(start, device):
+                encoder = build_student(spec, first.encoder or first.card)
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
             start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)
