@@ -183,6 +183,12 @@ class StepEnds(Callback):
     ) -> None:
         """Remember the step, to see whether this batch ends one."""
         self._step_before = trainer.global_step
+        epochs = trainer.fit_loop.epoch_progress
+        if epochs.total.ready == epochs.total.processed:
+            # Resumed after the last batch of an epoch, Lightning begins the next one without counting it, and a
+            # checkpoint of that epoch would be resumed as if it had not begun.
+            epochs.increment_ready()
+            epochs.increment_started()
 
     def ended_step(self, trainer: L.Trainer) -> bool:
         """Whether the batch that just ended did."""
