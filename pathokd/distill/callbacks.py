@@ -184,7 +184,7 @@ class StepEnds(Callback):
         """Remember the step, to see whether this batch ends one."""
         self._step_before = trainer.global_step
         epochs = trainer.fit_loop.epoch_progress
-        if epochs.total.ready == epochs.total.processed:
+        if epochs.total.ready == epochs.total.completed:
             # Resumed after the last batch of an epoch, Lightning begins the next one without counting it, and a
             # checkpoint of that epoch would be resumed as if it had not begun.
             epochs.increment_ready()

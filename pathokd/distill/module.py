@@ -57,7 +57,8 @@ class DistillationModule(L.LightningModule):
         objectives: terms of the loss.
         more_students: name to student: others that learn by the same objectives and settings from the same targets.
             Each has heads, average, balance and clipping of its own, and the run of `student` is what it would be
-            without them. Their measures have their names, and so has `pathokd export --student`.
+            without them, unless in 16-mixed, where a step that overflows for one is skipped for all. Their measures
+            have their names, and so has `pathokd export --student`.
         projector: kind of the projectors from student to teacher space.
         dino_head: heads of the student for objectives on prototypes.
         optim: optimiser and schedules.
