@@ -57,6 +57,9 @@ class TrainCLI(LightningCLI):
             "--checkpoint_every", type=int, default=500, help="Optimiser steps between writes of last.ckpt."
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the whole checkpoint for hyperparameters, of which there are none in it."""
+
     def before_instantiate_classes(self) -> None:
         """Turn `--out` and `--resume` into what Lightning knows."""
         config = self.config[self.subcommand]
@@ -75,6 +78,11 @@ class TrainCLI(LightningCLI):
         elif self.subcommand == "fit":
             for half in checkpoints.glob("*.ckpt"):
                 sweep_half(half)
+        if self.subcommand != "fit" and config.data.val_fraction == 0:
+            raise TrainingError(
+                f"data.val_fraction is 0, so there are no tiles to {self.subcommand} on: set it to what the run held "
+                "out."
+            )
         if self.subcommand != "fit" and not config.ckpt_path:
             found = [path for name in ("best", "last") if is_checkpoint(path := checkpoints / f"{name}.ckpt")]
             if not found:

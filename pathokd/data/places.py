@@ -63,7 +63,7 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
         ManifestError: A column is missing, no place is seen under two conditions, or none under the reference.
     """
     require_columns(frame, (spec.case, *spec.conditions, "x", "y", "mpp", "mpp_level0", "tile_px"))
-    place = np.unique(place_ids(frame, spec.case), return_inverse=True)[1]
+    place = _near_each_other(frame, spec.case)
     names = frame[list(spec.conditions)].astype(str).agg("/".join, axis=1)
     condition = np.unique(np.asarray(names, str), return_inverse=True)[1]
     table = pd.DataFrame(centre_um(frame), columns=["cx", "cy"]).assign(place=place, condition=condition)
@@ -93,6 +93,23 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
     out = np.full(len(frame), -1, np.int64)
     out[kept.index] = np.unique(kept["place"], return_inverse=True)[1]
     return Registered(out, condition.astype(np.int64), answers_to)
+
+
+def _near_each_other(frame: pd.DataFrame, case_column: str) -> npt.NDArray[np.int64]:
+    """Numbers of places, (n,): per case and axis, positions with no gap above the tolerance between them are one.
+
+    Not by rounding to squares: tiles half a tile apart, or of a grid that starts at half a tile, share a square.
+    """
+    table = pd.DataFrame(centre_um(frame), columns=["x", "y"]).assign(case=frame[case_column].astype(str).to_numpy())
+    largest = TOLERANCE * tile_um(frame)
+    for axis in ("x", "y"):
+        order = np.lexsort((table[axis], table["case"]))
+        case, position = table["case"].to_numpy(str)[order], table[axis].to_numpy()[order]
+        new = (case[1:] != case[:-1]) | (np.diff(position) > largest[order][1:])
+        number = np.empty(len(table), np.int64)
+        number[order] = np.concatenate([[0], np.cumsum(new)])
+        table[f"{axis} number"] = number
+    return np.asarray(table.groupby(["x number", "y number"]).ngroup(), np.int64)
 
 
 def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:

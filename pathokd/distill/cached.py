@@ -50,7 +50,7 @@ class CachedTeacher(nn.Module):
                 **{name: self._stored[f"{kind}.{name}"] for name in ("mean", "std", "rotation")
                    if f"{kind}.{name}" in self._stored},
             )
-            for kind in ("cls", "patches")
+            for kind in (("cls",) if store.grid is None else ("cls", "patches"))
         }  # fmt: skip
 
     @property

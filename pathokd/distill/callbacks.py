@@ -1,5 +1,6 @@
 """Callbacks: stop at the first non-finite loss, say how it goes without a terminal, keep the last state whole."""
 
+import pickle
 import sys
 import time
 from collections.abc import Mapping
@@ -182,6 +183,12 @@ class StepEnds(Callback):
     ) -> None:
         """Remember the step, to see whether this batch ends one."""
         self._step_before = trainer.global_step
+        epochs = trainer.fit_loop.epoch_progress
+        if epochs.total.ready == epochs.total.completed:
+            # Resumed after the last batch of an epoch, Lightning begins the next one without counting it, and a
+            # checkpoint of that epoch would be resumed as if it had not begun.
+            epochs.increment_ready()
+            epochs.increment_started()
 
     def ended_step(self, trainer: L.Trainer) -> bool:
         """Whether the batch that just ended did."""
@@ -249,5 +256,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, part, storage_options)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint; of one in shards the whole model, so that a run on one device can validate it."""
-        return read_whole(path) if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)
+        """Read a checkpoint; of one in shards the whole model, so that a run on one device can validate it.
+
+        Raises:
+            TrainingError: damaged, or none.
+        """
+        if is_sharded(path):
+            return read_whole(path)
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except FileNotFoundError:
+            raise
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{path} cannot be read as a checkpoint ({type(error).__name__}): copy it again, or name another by "
+                "--ckpt_path."
+            ) from error

@@ -20,7 +20,7 @@ from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens, distinct_names
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
-from pathokd.distill.provenance import check_teacher, teacher_facts
+from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
 from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
 from pathokd.distill.terms import Shared
@@ -57,7 +57,8 @@ class DistillationModule(L.LightningModule):
         objectives: terms of the loss.
         more_students: name to student: others that learn by the same objectives and settings from the same targets.
             Each has heads, average, balance and clipping of its own, and the run of `student` is what it would be
-            without them. Their measures have their names, and so has `pathokd export --student`.
+            without them, unless in 16-mixed, where a step that overflows for one is skipped for all. Their measures
+            have their names, and so has `pathokd export --student`.
         projector: kind of the projectors from student to teacher space.
         dino_head: heads of the student for objectives on prototypes.
         optim: optimiser and schedules.
@@ -145,10 +146,12 @@ class DistillationModule(L.LightningModule):
             else {}
         )
         momentum = self.ema_momentum[0] if self.ema_momentum else None
-        start = random_state(torch.device("cpu"))
+        # Lightning makes weights where they will be trained, and so draws them from that device's stream.
+        device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
+        start = random_state(device)
         for name, spec in self.student_specs.items():
-            encoder = build_student(spec, first.encoder or first.card)
-            with nullcontext() if name == FIRST else same_draws(start, torch.device("cpu")):
+            with nullcontext() if name == FIRST else same_draws(start, device):
+                encoder = build_student(spec, first.encoder or first.card)
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
             start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)
@@ -431,6 +434,7 @@ class DistillationModule(L.LightningModule):
                     f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
                     "head."
                 )
+        check_shapes(self, checkpoint.get("state_dict"))
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
         processes = saved.get("processes", 1)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor, nn
+
 from pathokd.distill.cached import CachedTeacher
 from pathokd.errors import TrainingError
 from pathokd.models.teacher import Teacher, TeacherSpec
@@ -64,4 +66,27 @@ def check_teacher(
         raise TrainingError(
             f"Teacher {key!r} has other weights than when this checkpoint was written ({spec.weights}): resume with "
             "the same teacher."
+        )
+
+
+def check_shapes(module: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
+    """Refuse weights of other networks than the run has.
+
+    Args:
+        module: built.
+        saved: state in the checkpoint; None where the strategy has read it.
+
+    Raises:
+        TrainingError: names the first weight that differs.
+    """
+    if saved is None:
+        return
+    mine = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in saved.items()}
+    differs = next((name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)), None)
+    if differs is not None:
+        there, here = theirs.get(differs, "not in it"), mine.get(differs, "none")
+        raise TrainingError(
+            f"This checkpoint is of other networks: {differs} is {there}, and {here} in this run. Go on with the same "
+            "model: students, objectives, projector and heads."
         )

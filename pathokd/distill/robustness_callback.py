@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from pathokd.data.packed import PackedTiles
-from pathokd.data.places import place_ids
+from pathokd.data.places import registered_tiles
 from pathokd.distill.module import DistillationModule
 from pathokd.errors import ManifestError
 from pathokd.metrics.conditions import compare_conditions
@@ -196,8 +196,9 @@ def cross_scanner_rows(index: pd.DataFrame, source: str, max_places: int, seed: 
         raise ManifestError(
             f"{source} shows no staining under two scanners, so nothing can be found again across them."
         )
-    table = pd.DataFrame({"place": place_ids(index), "name": names, "row": np.arange(len(index))})
-    wide = table.drop_duplicates(["place", "name"]).pivot_table(index="place", columns="name", values="row")
+    place = registered_tiles(index.reset_index(drop=True)).place
+    table = pd.DataFrame({"place": place, "name": names, "row": np.arange(len(index))})[place >= 0]
+    wide = table.pivot_table(index="place", columns="name", values="row")
     complete = wide.dropna()
     if len(complete) < 2:
         raise ManifestError(

@@ -120,21 +120,21 @@ def _check_room(out: Path, job: TargetJob) -> None:
 def _clear(out: Path) -> None:
     (out / HEADER_NAME).unlink(missing_ok=True)  # first: without a header nothing reads the arrays
     shutil.rmtree(out / PARTS, ignore_errors=True)
-    for path in (*out.glob("*.npy"), out / CODEC_NAME):
-        path.unlink(missing_ok=True)
+    for name in (*(f"{array}.npy" for array in ("cls", "cls_scale", "patches", "patches_scale")), CODEC_NAME):
+        (out / name).unlink(missing_ok=True)
 
 
 # -------------------------------------------------------------------- statistics that codecs need
 
 
 def _codecs(dtype: Any, stored: Stored) -> Codecs:
-    """Codecs from `KIND.NAME` arrays."""
+    """Codecs from `KIND.NAME` arrays; in int8, which needs some, there is none for tokens that are not stored."""
     kinds: dict[str, dict[str, Tensor]] = {"cls": {}, "patches": {}}
     for name, value in stored.items():
         kind, _, field = name.partition(".")
         if not field.startswith("target_"):
             kinds[kind][field] = torch.from_numpy(value)
-    return {kind: TokenCodec(dtype, **values) for kind, values in kinds.items()}
+    return {kind: TokenCodec(dtype, **values) for kind, values in kinds.items() if values or dtype != "int8"}
 
 
 def _sampled_codecs(job: TargetJob, parts: Path, bars: Bars) -> Codecs:

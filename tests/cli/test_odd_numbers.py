@@ -55,3 +55,12 @@ def test_a_folder_is_no_file(
     words = ["denoise", str(tiny_teacher), str(registered_packed), "--out", str(tmp_path / "out"), "--workers", "0"]
     assert main(words) == 1
     assert "Is a directory" in capsys.readouterr().err
+
+
+def test_overwrite_leaves_what_is_not_of_the_targets(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.npy").write_text("mine")
+    words = ["cache", str(tiny_teacher), str(packed), "--out", str(tmp_path)]
+    assert main([*words, "--dtype", "int8"]) == 0
+    assert main([*words, "--overwrite"]) == 0
+    assert (tmp_path / "notes.npy").read_text() == "mine"
+    assert not (tmp_path / "cls_scale.npy").exists()

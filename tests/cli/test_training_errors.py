@@ -51,3 +51,30 @@ def test_it_says_what_is_wrong(
     assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 1
     assert sentence in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_another_checkpoint_is_one_sentence(
+    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, file, run = recipe(tiny_teacher, packed), tmp_path / "c.yaml", tmp_path / "run"
+
+    def said(verb: str, *more: str) -> str:
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        capsys.readouterr()
+        assert main([verb, "--config", str(file), "--out", str(run), *more]) == (1 if more or verb != "fit" else 0)
+        return capsys.readouterr().err
+
+    said("fit")
+    last = run / "checkpoints/last.ckpt"
+    torn, text = tmp_path / "torn.ckpt", tmp_path / "text.ckpt"
+    torn.write_bytes(last.read_bytes()[:20000])
+    text.write_text("{}")
+    for path in (torn, text):
+        assert f"{path} cannot be read as a checkpoint" in said("validate", "--ckpt_path", str(path))
+    config["data"]["val_fraction"] = 0
+    assert "val_fraction is 0, so there are no tiles to validate on" in said("validate")
+    config["data"]["val_fraction"] = 0.3
+    config["model"]["student"] |= {"model_args": {**TINY, "depth": 2}}
+    for verb, more in (("validate", []), ("fit", ["--resume", "true"])):
+        sentence = said(verb, *more)
+        assert "blocks.1.norm1.weight is not in it, and (16,) in this run" in sentence

@@ -66,6 +66,17 @@ def test_tiles_of_a_place_answer_to_its_reference() -> None:
         RegisteredSpec(reference=("S50",))
 
 
+@pytest.mark.parametrize(("start", "stride"), [(0, 112), (56, 112), (0, 56), (13.3, 37.5)])
+def test_any_grid_is_paired(start: float, stride: float) -> None:
+    """Also one of half a tile, or of overlapping tiles, whose positions lie between two squares."""
+    spots = [start + stride * k for k in range(8)]
+    rows = [("a", s, mpp, ux, uy) for s, mpp in (("S50", 0.5), ("S45", 0.2274)) for ux in spots for uy in spots]
+    found = registered_tiles(frame(rows))
+    assert len(set(found.place.tolist())) == 64
+    assert (found.place[:64] == found.place[64:]).all()
+    assert found.place.min() == 0
+
+
 def test_tiles_without_pairs_are_refused(packed: Path) -> None:
     table = frame([("a", "S50", 0.5, 0, 0), ("a", "S45", 0.5, 112, 0), ("b", "S45", 0.5, 0, 0)])
     with pytest.raises(ManifestError, match=r"no registered pairs: no place of a case is seen under two of the 2 cond"):

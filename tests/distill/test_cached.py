@@ -277,3 +277,18 @@ def test_two_students_read_one_folder_at_the_same_time(stored: dict[str, Path], 
         for losses, loader, own in zip(built, loaders, alone, strict=True):
             assert float(losses.losses(next(loader)).total.detach()) == pytest.approx(own[step], abs=1e-6)
     assert TargetStore(stored["fp32"]).identity == built[0].teacher("t").identity
+
+
+def test_class_tokens_alone_are_stored_in_eight_bits(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher, source = build_teacher(TeacherSpec(str(tiny_teacher))), PackedTiles(packed)
+    for _ in range(2):  # the second time it is checked only
+        write_targets(teacher, source, tmp_path / "t", TargetSpec("cls", dtype="int8"))
+    objectives = [Objective(MSE())]
+    cached = module(TeacherSpec(targets=str(tmp_path / "t")), objectives=objectives).eval()
+    online = module(TeacherSpec(str(tiny_teacher)), objectives=objectives).eval()
+    data = tiles(packed, tmp_path / "t")
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    with torch.no_grad():
+        mine, theirs = (float(each.losses(batch).total) for each in (cached, online))
+    assert mine == pytest.approx(theirs, rel=2e-3)

@@ -5,12 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
+
+from pathokd.data.datamodule import TileDataModule
+from pathokd.data.views import Geometry
+from pathokd.distill.callbacks import LastCheckpoint
+from pathokd.distill.module import DistillationModule
+from pathokd.distill.objective import Objective
+from pathokd.losses import Cosine
+from pathokd.models import StudentSpec, TeacherSpec
+
+TINY = {"embed_dim": 16, "num_heads": 2, "patch_size": 8}
 
 PYTHONPATH = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 STEPS = 12
@@ -122,3 +134,42 @@ def test_two_processes_stop_at_one_step(recipe: dict[str, Any], tmp_path: Path) 
     checkpoint = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 10
     assert checkpoint["pathokd"]["processes"] == 2
+
+
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+class KillAt(L.Callback):
+    """Ends the run when the checkpoint of a step is written, the last of an epoch before it is validated."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KilledError
+
+    on_validation_start = on_train_batch_start
+
+
+def test_an_end_of_an_epoch_is_resumed_and_killed_again(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    def go(out: Path, *kill: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        student = StudentSpec("vit_tiny_patch16_224", {**TINY, "depth": 1}, image_px=32)
+        built = DistillationModule({"t": TeacherSpec(str(teacher_folder))}, student, [Objective(Cosine())])
+        data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3)
+        trainer = L.Trainer(
+            default_root_dir=out, accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, callbacks=[LastCheckpoint(out, 1), *map(KillAt, kill)],
+        )  # fmt: skip
+        last = out / "last.ckpt"
+        with pytest.raises(KilledError) if kill else nullcontext():
+            trainer.fit(built, data, ckpt_path=last if last.exists() else None)
+        return torch.load(last, weights_only=True)
+
+    whole, out = go(tmp_path / "whole"), tmp_path / "killed"
+    steps = [int(go(out, step)["global_step"]) for step in (4, 6, 8)]
+    resumed = go(out)
+    assert [*steps, int(resumed["global_step"])] == [4, 6, 8, 12]
+    assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())

@@ -1,7 +1,10 @@
 """Several students under one teacher: each learns what it would learn alone, and the teacher looks once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,7 +20,7 @@ from pathokd.distill.objective import Objective
 from pathokd.errors import TrainingError, WeightsError
 from pathokd.export.run import export_run
 from pathokd.losses import IBOT, RKD, Cosine, SmoothL1
-from pathokd.models import StudentSpec, TeacherSpec, load_encoder
+from pathokd.models import StudentSpec, TeacherSpec, build_student, load_encoder
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
 NOISY = StudentSpec("vit_tiny_patch16_224", {**TINY, "drop_path_rate": 0.3}, image_px=32)
@@ -83,6 +86,29 @@ def test_each_learns_what_it_learns_alone(teacher_folder: Path, packed: Path, tm
     for name, value in learnt(deep, "student").items():
         assert torch.equal(value, learnt(quiet, "deep")[name]), name
     assert float(measured["val/deep/cosine_cls"]) != float(measured["val/cosine_cls"])
+
+
+def test_others_leave_the_streams_of_the_training_device_alone(
+    teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning builds under `strategy.root_device`: on a GPU all weights are drawn from the GPU's stream."""
+    drawn: list[str] = []
+
+    @contextmanager
+    def same_draws(state: dict[str, torch.Tensor], device: torch.device) -> Iterator[None]:
+        drawn.append(f"as {state['from']} on {device}")
+        yield
+        drawn.append("back")
+
+    monkeypatch.setattr("pathokd.distill.module.random_state", lambda device: {"from": str(device)})
+    monkeypatch.setattr("pathokd.distill.module.same_draws", same_draws)
+    monkeypatch.setattr("pathokd.distill.module.build_student", lambda *of: drawn.append("build") or build_student(*of))
+    built = DistillationModule(
+        {"t": TeacherSpec(str(teacher_folder))}, NOISY, [Objective(Cosine())], more_students={"deep": DEEP}
+    )
+    built._trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))  # type: ignore
+    built.configure_model()
+    assert drawn == ["build", "as cuda:1 on cuda:1", "build", "back"]
 
 
 def test_the_teacher_looks_once(teacher_folder: Path) -> None:
