@@ -104,8 +104,9 @@ def configure(recipe: dict[str, Any], out: Path, parts: list[str], tiles: Path) 
     teacher, objectives = model["teachers"]["embedded"], model["objectives"]
     teacher["targets"] = str(out / "targets")
     data |= {"tiles": str(tiles), "val_fraction": 0.0, "workers": 0}
-    if "pairs" not in parts:
+    if "pairs" not in parts and "reference" not in parts:
         del data["registered"]
+    if "pairs" not in parts:
         objectives[:] = [o for o in objectives if "InfoNCE" not in o["loss"]["class_path"]]
     for objective in objectives:
         if "light" in parts and "InfoNCE" in objective["loss"]["class_path"]:

@@ -44,6 +44,7 @@ ARMS: dict[str, list[str]] = {
     "+ consistency + denoised": ["consistency", "denoise4"],
     "+ consistency + relations": ["consistency", "relations"],
     "+ pairs, weight .1, + relations": ["pairs", "light", "relations"],
+    "+ registered tiles with the targets of the originals": ["reference"],
     "+ pairs, weight .3, targets of the originals": ["pairs", "reference"],
     "+ pairs, weight .1, targets of the originals": ["pairs", "light", "reference"],
     "+ restaining, in 70 % of views": ["restained"],
