@@ -36,6 +36,7 @@ FIRST = yaml.safe_load((ROOT / "configs/distill/quickstart_cached.yaml").read_te
 CONTROL = "clean / perturbed, longer (the control)"
 ARMS: dict[str, list[str]] = {
     CONTROL: [],
+    "clean / perturbed, five times as long": ["longer"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
@@ -166,7 +167,8 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
     recipe["model"]["student"] = {**built.spec, "init": str(first)}
     name = f"{slug(ARMS[arm])}_{seed}"
-    fit(seeded(recipe, seed, sizes.steps), out, name, out / "students" / name)
+    steps = sizes.steps * (5 if "longer" in ARMS[arm] else 1)
+    fit(seeded(recipe, seed, steps), out, name, out / "students" / name)
 
 
 def seeded(recipe: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
