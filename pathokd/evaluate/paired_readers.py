@@ -66,14 +66,15 @@ def _tiles(index: pd.DataFrame, read: Read, source: str) -> PairedSet:
     if "case" not in index or not ({"stain", "scanner"} & set(index)):
         return prepare(index, source, read)
     frame = index.assign(pair_id=place_ids(index))
-    # Overlapping tiles may round to one square: the first one stays.
+    # Of tiles of one condition at one place the first stays.
     names = [name for name in ("stain", "scanner") if name in frame]
     first = np.flatnonzero(~frame.duplicated(["pair_id", *names]).to_numpy())
     rows = first.tolist()
     found = prepare(frame.iloc[first], source, lambda row: read(rows[row]), drop_unpaired=True)
     if len(first) < len(frame):
         note = (
-            f"{len(frame) - len(first)} of {len(frame)} tiles overlap another of their slide by half and are left out."
+            f"{len(frame) - len(first)} of {len(frame)} tiles show a place that another tile of their condition shows, "
+            "and are left out."
         )
         found = PairedSet(found.frame, source, found.read, (note, *found.notes))
     return found

@@ -16,7 +16,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
-from pathokd.evaluate.paired_readers import open_pairs
+from pathokd.evaluate.paired_readers import _tiles, open_pairs
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.robustness import read_index
 from pathokd.files import make_header
@@ -105,6 +105,21 @@ def test_plism_features_are_aligned_by_coordinates(plism: Path, tmp_path: Path) 
     (tmp_path / "export" / SLIDES[1] / "features.npy").unlink()
     with pytest.raises(StoreError, match=r"m has no features of 1 of 3 slides \(GMH_AT2"):
         stored_features("m", tmp_path / "export", tiles)
+
+
+def test_half_stride_slides_pair_the_same_microns(packed: PackedTiles) -> None:
+    """Tiles half a tile apart were left out as overlapping, or paired with their neighbours."""
+    half = packed.index.assign(x=packed.index["x"] // 2, y=packed.index["y"] // 2)
+    tiles = _tiles(half, packed.read, "here")
+    assert len(tiles) == len(half)
+    assert len(tiles.places) == 72
+    assert tiles.notes == ()
+    where = tiles.frame[["x", "y"]].to_numpy() * tiles.frame[["mpp_level0"]].to_numpy()
+    first, *others = (where[rows] for rows in tiles.rows.values())
+    assert all(np.abs(first - other).max() < 1 for other in others)
+    twice = _tiles(pd.concat([half, half], ignore_index=True), lambda row: packed.read(row % len(half)), "here")
+    assert len(twice) == len(half)
+    assert twice.notes[0].startswith(f"{len(half)} of {2 * len(half)} tiles show a place that")
 
 
 def test_a_folder_per_scanner(tmp_path: Path) -> None:
