@@ -234,6 +234,44 @@ def test_bad_manifests(columns: dict[str, list[str]], sentence: str, tmp_path: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"x": ["1", "z", "3", "4"]}, r"whole numbers in the column x, got 'z' in row 2"),
+        ({"x": ["1", "2", "3.5", "4"]}, r"whole numbers in the column x, got '3.5' in row 3"),
+        ({"x": ["1", "2", "3", ""]}, r"whole numbers in the column x, got '' in row 4"),
+        (
+            {"x": list("1234"), "mpp": ["0.5", "q", "0.5", "0.5"]},
+            r"numbers above 0 in the column mpp, got 'q' in row 2",
+        ),
+        ({"x": list("1234"), "mpp": ["0.5", "1.0"] * 2}, r"one mpp for all tiles, .* got 0.5, 1: name the pixel size"),
+        ({"x": list("1234"), "tile_px": ["224", "112"] * 2}, r"one tile_px for all tiles, .* got 112, 224"),
+    ],
+)
+def test_numbers_of_a_manifest(columns: dict[str, list[str]], sentence: str, tmp_path: Path) -> None:
+    """Tiles of other pixel sizes than the first row's were read at the first row's, without a word."""
+    common = {"pair_id": list("ppqq"), "scanner": list("ABAB"), "path": ["a.tif"] * 4, "y": ["0"] * 4}
+    pd.DataFrame({**common, **columns}).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ManifestError, match=sentence):
+        open_pairs(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00a"])
+def test_a_csv_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises(ManifestError, match="is no table in UTF-8"):
+        open_pairs(tmp_path / "m.csv")
+
+
+def test_the_index_of_a_packed_folder_is_the_folder(packed: PackedTiles) -> None:
+    """It was taken for unregistered tiles, to be read from the slides."""
+    whole, named = open_pairs(packed.folder), open_pairs(packed.folder / "index.parquet")
+    assert named.registered
+    assert named.fingerprint == whole.fingerprint
+    assert named.read is not None
+    assert np.array_equal(named.read(3), packed.read(3))
+
+
 def test_unpaired_rows_may_be_left_out(tmp_path: Path) -> None:
     table = {name: [*values, *values, values[0]] for name, values in GOOD.items()}
     table["pair_id"] = ["p", "q", "p", "q", "r", "s", "r", "s", "alone"]
@@ -283,6 +321,33 @@ def test_bad_features(spoil: Any, sentence: str, tmp_path: Path, encoders: dict[
         stored_features("m", tmp_path / "nowhere", tiles)
     with pytest.raises(ManifestError, match="names no pictures"):
         model_features("m", Embedder(encoders["student"]), tiles, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"key": list("abcda"), "features": np.ones((5, 3))}, "has features of a twice"),
+        ({"key": list("abcd"), "features": np.ones((4, 1, 3))}, r"one vector per tile, .* got shape \(1, 3\) for a"),
+        ({"key": list("abcd"), "features": np.ones(4)}, r"one vector per tile, .* got shape \(\) for a"),
+        (
+            {"a": np.ones(3), "b": np.ones(2), "c": np.ones(3), "d": np.ones(3)},
+            r"of one length, got shape \(2,\) for b",
+        ),
+        ({"key": list("abcd"), "features": np.full((4, 1), "x")}, "should hold the arrays key"),
+        ({"key": list("abcd"), "features": np.zeros((4, 2), "V2")}, "should hold the arrays key"),
+        (None, "should hold the arrays key"),
+    ],
+)
+def test_odd_features_by_key(arrays: dict[str, Any] | None, sentence: str, tmp_path: Path) -> None:
+    """Of two vectors of one tile the last one was taken; the others gave a traceback."""
+    frame = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "key": list("abcd")})
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    if arrays is None:
+        (tmp_path / "f.npz").write_bytes(b"PK\x03\x04junk")
+    else:
+        np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(StoreError, match=sentence):
+        stored_features("m", tmp_path / "f.npz", open_pairs(tmp_path / "m.csv"))
 
 
 def test_published_subsets(plism: Path, tmp_path: Path) -> None:
