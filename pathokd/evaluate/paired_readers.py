@@ -82,6 +82,14 @@ def _tiles(index: pd.DataFrame, read: Read, source: str) -> PairedSet:
     return found
 
 
+def _bytes(path: Path) -> int:
+    """Size of a file; -1 where there is none, which is said when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
@@ -115,6 +123,8 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
                 f"{path} should have one {name} for all tiles, as models take one size, got {values}: name the pixel "
                 "size that the tiles shall be read at."
             )
+    if "path" in frame:
+        frame["bytes"] = frame["path"].map({name: _bytes(path.parent / name) for name in frame["path"].unique()})
     return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
 
 
@@ -280,7 +290,7 @@ def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
 def _folders(folder: Path) -> PairedSet:
     """One folder per scanner, or per staining and scanner (`HE_AT2`); equal names are one place."""
     rows = [
-        {"pair_id": picture.stem, "path": str(picture), **_named(scanner.name)}
+        {"pair_id": picture.stem, "path": str(picture), "bytes": _bytes(picture), **_named(scanner.name)}
         for scanner in sorted(folder.iterdir())
         if scanner.is_dir()
         for picture in sorted(scanner.iterdir())

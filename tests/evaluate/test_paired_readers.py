@@ -189,6 +189,26 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
 
 
+def test_kept_features_are_not_those_of_other_pictures(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """Tiles exported or packed anew under the same names got the features of the old ones."""
+    rng = np.random.default_rng(0)
+    for scanner, shade in (("A", 1), ("B", 2)):
+        (tmp_path / "tiles" / scanner).mkdir(parents=True)
+        for place in "pq":
+            picture = rng.integers(0, 99 * shade, (32, 32, 3), np.uint8)
+            (tmp_path / "tiles" / scanner / f"{place}.png").write_bytes(png_bytes(picture))
+    embedder = Embedder(encoders["student"])
+    model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    (tmp_path / "tiles" / "B" / "p.png").write_bytes(png_bytes(np.zeros((32, 32, 3), np.uint8)))
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    again = packed.index.assign(size=packed.index["size"] + 1)
+    assert _tiles(again, packed.read, "here").fingerprint != open_pairs(packed.folder).fingerprint
+
+
 def test_pathorob_columns_and_features(tmp_path: Path) -> None:
     rows = [
         {
