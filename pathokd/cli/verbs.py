@@ -272,7 +272,7 @@ def embed(
 
     Args:
         model: An exported folder, a card's name, hf-hub:OWNER/NAME, or an encoder that an installed package offers.
-        slides: A folder of `pathokd tile`; or slides, which are tiled first, into OUT/tiles.
+        slides: A folder of `pathokd tile` or its manifest; or slides, which are tiled first, into OUT/tiles.
         out: Folder for SLIDE_ID.h5 and summary.csv.
         readout: How tokens become one vector.
         mpp: Microns per pixel for slides; by default the model's.
@@ -298,7 +298,7 @@ def embed(
     number, _, shards = shard.partition("/")
     if not (number.isdecimal() and shards.isdecimal()):
         raise ValueError(f"--shard takes I/N, such as 3/16, got {shard!r}.")
-    if not (len(slides) == 1 and (Path(tiles) / "manifest.parquet").is_file()):
+    if not (len(slides) == 1 and (Path(tiles).suffix == ".parquet" or (Path(tiles) / "manifest.parquet").is_file())):
         if shards != "1":
             raise ValueError("--shard shares out a tiled folder: run `pathokd tile` first, once.")
         tiles = f"{out}/tiles"
@@ -388,6 +388,8 @@ def compare(
         seed: Of folds and resampling.
         fidelity: STUDENT:TEACHER, two of the names: also measure how much of the teacher the student holds.
     """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
     pairs = [_named(text) for text in models]
     named = dict(pairs)
     if len(named) < len(pairs):

@@ -106,6 +106,8 @@ class SimulatedTiles:
     """
 
     def __init__(self, source: TileSource, conditions: Sequence[Condition], *, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
@@ -227,12 +229,14 @@ def simulate_slides(
         One row per slide and condition.
 
     Raises:
-        ValueError: `quality` is out of range.
+        ValueError: `quality` or `seed` is out of range.
         StoreError: `out_dir` was made with other settings or from other slides of these names, or the disk is full.
     """
     out, outcomes = Path(out_dir), []
     if not 1 <= quality <= 100:
         raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
     header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
     _claim(out / "simulated.json", header, slides, overwrite)
     with Bars() as bars:

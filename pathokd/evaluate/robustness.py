@@ -75,6 +75,11 @@ class RobustnessSpec:
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or self.neighbour_k < 1:
             raise ValueError(f"k should be 1 or more, got {self.k} and {self.neighbour_k}.")
+        if min(self.seed, self.turn_tiles, self.severity_tiles) < 0:
+            raise ValueError(
+                "seed, turn_tiles and severity_tiles must not be negative, got "
+                f"{self.seed}, {self.turn_tiles} and {self.severity_tiles}."
+            )
         if self.n_tiles is not None and self.n_tiles < 2:
             raise ValueError(f"n_tiles should be 2 or more, got {self.n_tiles}.")
 

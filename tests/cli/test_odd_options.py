@@ -1,5 +1,7 @@
 """Options of `embed` and `compare` that cannot be, or that would be left aside without a word: one sentence each."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,3 +75,39 @@ def test_fidelity_takes_the_head_of_the_teacher_it_names() -> None:
     assert _head_of("teacher", ()) is None
     with pytest.raises(ValueError, match="heads for the teachers uni, virchow; call the teacher by one of these"):
         _head_of("teacher", heads)
+
+
+def test_the_manifest_of_a_tiled_folder_is_the_folder(tiles: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """As for `pack`; it was opened as a slide."""
+    manifest = str(tiles / "tiles/manifest.parquet")
+    assert main(["embed", str(tiny_teacher), manifest, "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out/tiles").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", "{tiles}/tiles", "--scanner", "pale"],
+        ["simulate", "{tiles}/one.tif", "--scanner", "pale"],
+        ["compare", "{m}", "--data", "{tiles}/tiles"],
+        ["robustness", "{m}", "--pairs", "{tiles}/tiles"],
+    ],
+)
+def test_a_negative_seed(
+    words: list[str], tiles: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(tiles=tiles, m=tiny_teacher) for word in words]
+    assert main([*filled, "--out", str(tmp_path / "out"), "--seed", "-1"]) == 1
+    assert "must not be negative, got -1" in capsys.readouterr().err
+
+
+def test_a_truncated_slide_is_one_sentence(tiles: Path, tmp_path: Path) -> None:
+    """tifffile logged a line for every page it could not find, hundreds of them."""
+    (tmp_path / "cut.tif").write_bytes((tiles / "one.tif").read_bytes()[:3000])
+    code = "import sys; from pathokd.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "cut.tif")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "cannot be tiled" in done.stdout
+    assert done.stderr == ""
