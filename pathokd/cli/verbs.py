@@ -1,6 +1,7 @@
 """The verbs: each turns words into one call and says what came of it. Heavy imports wait until they are needed."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,7 +181,9 @@ def simulate(
     print(f"All presets on one tile: {out}/contact_sheet.png")
     if not wanted:
         return 0
-    outcomes = simulate_slides(slides, out, wanted, seed=seed, quality=quality or 90, overwrite=overwrite)
+    outcomes = simulate_slides(
+        slides, out, wanted, seed=seed, quality=90 if quality is None else quality, overwrite=overwrite
+    )
     failed = int((outcomes["status"] == "failed").sum())
     print(f"{len(outcomes) - failed} slides in {out}/slides.csv")
     for row in outcomes[outcomes["status"] == "failed"].itertuples():
@@ -252,7 +255,7 @@ def embed(
     readout: Literal["cls", "mean", "cls+mean"] = "cls",
     mpp: Mpp | None = None,
     tile_px: int | None = None,
-    min_tissue: float = 0.25,
+    min_tissue: float | None = None,
     mpp_level0: Mpp | None = None,
     batch_size: int = 32,
     workers: int = 2,
@@ -269,12 +272,12 @@ def embed(
 
     Args:
         model: An exported folder, a card's name, hf-hub:OWNER/NAME, or an encoder that an installed package offers.
-        slides: A folder of `pathokd tile`; or slides, which are tiled first, into OUT/tiles.
+        slides: A folder of `pathokd tile` or its manifest; or slides, which are tiled first, into OUT/tiles.
         out: Folder for SLIDE_ID.h5 and summary.csv.
         readout: How tokens become one vector.
         mpp: Microns per pixel for slides; by default the model's.
         tile_px: Side of a tile for slides; by default the model's input.
-        min_tissue: Least share of a tile that is tissue.
+        min_tissue: Least share of a tile that is tissue, for slides; by default 0.25.
         mpp_level0: Microns per level-0 pixel for slides that do not say.
         batch_size: Tiles per forward pass.
         workers: Reading threads.
@@ -293,24 +296,26 @@ def embed(
     encoder = open_model(model)
     tiles, code = slides[0], 0
     number, _, shards = shard.partition("/")
-    if not (number.isdigit() and shards.isdigit()):
+    if not (number.isdecimal() and shards.isdecimal()):
         raise ValueError(f"--shard takes I/N, such as 3/16, got {shard!r}.")
-    if not (len(slides) == 1 and (Path(tiles) / "manifest.parquet").is_file()):
+    if not (len(slides) == 1 and (Path(tiles).suffix == ".parquet" or (Path(tiles) / "manifest.parquet").is_file())):
         if shards != "1":
             raise ValueError("--shard shares out a tiled folder: run `pathokd tile` first, once.")
         tiles = f"{out}/tiles"
         code = tile(
             slides,
             out=tiles,
-            mpp=mpp or encoder.card.mpp or 0.5,
-            tile_px=tile_px or encoder.card.image_px,
-            min_tissue=min_tissue,
+            mpp=(encoder.card.mpp or 0.5) if mpp is None else mpp,
+            tile_px=encoder.card.image_px if tile_px is None else tile_px,
+            min_tissue=0.25 if min_tissue is None else min_tissue,
             mpp_level0=mpp_level0,
             overwrite=overwrite,
             skip_errors=skip_errors,
         )
-    elif mpp or tile_px or mpp_level0:
-        raise ValueError(f"{tiles} is tiled already: --mpp, --tile-px and --mpp-level0 are for slides.")
+    elif any(given is not None for given in (mpp, tile_px, min_tissue, mpp_level0)):
+        raise ValueError(
+            f"{tiles} is tiled already: --mpp, --tile-px, --min-tissue and --mpp-level0 are for slides; leave them out."
+        )
     summary = embed_slides(
         encoder,
         tiles,
@@ -383,8 +388,15 @@ def compare(
         seed: Of folds and resampling.
         fidelity: STUDENT:TEACHER, two of the names: also measure how much of the teacher the student holds.
     """
-    named = dict(_named(text) for text in models)
-    if fidelity and (":" not in fidelity or not {*fidelity.split(":")} <= named.keys()):
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
+    pairs = [_named(text) for text in models]
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        raise ValueError(f"models should have different names, got {', '.join(n for n, _ in pairs)}: write NAME=MODEL.")
+    if fidelity and data.endswith(".npz"):
+        raise ValueError("--fidelity compares on packed tiles: give these as --data, or leave it out.")
+    if fidelity and (fidelity.count(":") != 1 or not {*fidelity.split(":")} <= named.keys()):
         raise ValueError(f"--fidelity takes STUDENT:TEACHER out of {', '.join(named)}, got {fidelity!r}.")
     if data.endswith(".npz"):
         return _compare_images(named, data, out, readout, seed)
@@ -403,8 +415,9 @@ def compare(
     held = None
     if fidelity:
         student, teacher = fidelity.split(":")
+        heads = load_adaptors(named[student])
         held = measure_fidelity(
-            Embedder(named[teacher]), Embedder(named[student]), load_adaptors(named[student]), tiles
+            Embedder(named[teacher]), Embedder(named[student]), heads, tiles, key=_head_of(teacher, heads)
         )
         console.print(fidelity_sentence(held), markup=False)
     if out:
@@ -415,6 +428,17 @@ def compare(
 def _named(text: str) -> tuple[str, str]:
     name, _, model = text.partition("=")
     return (name, model) if model else (Path(text).name, text)
+
+
+def _head_of(teacher: str, heads: Iterable[str]) -> str | None:
+    """Which of a student's heads leads to a teacher: the only one, or that of the teacher's name."""
+    keys = dict.fromkeys(name.split(".")[0] for name in heads)
+    if len(keys) > 1 and teacher not in keys:
+        raise ValueError(
+            f"--fidelity: the student has heads for the teachers {', '.join(keys)}; call the teacher by one of these "
+            f"names, NAME=MODEL, got {teacher!r}."
+        )
+    return teacher if teacher in keys else next(iter(keys), None)
 
 
 def _compare_images(

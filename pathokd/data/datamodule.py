@@ -220,12 +220,17 @@ class TileDataModule(L.LightningDataModule):
         registered: RegisteredSpec | None = None,
     ) -> None:
         super().__init__()
+        if seed < 0 or (workers is not None and workers < 0) or (val_batch_size is not None and val_batch_size < 1):
+            raise ValueError(
+                "data.seed and data.workers must not be negative, and data.val_batch_size must be at least 1, got "
+                f"{seed}, {workers} and {val_batch_size}."
+            )
         self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
         self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
         self.geometry = geometry
         self.views = Views(geometry, photometric, crops, seed=seed)
         self.val_fraction, self.split_by = val_fraction, split_by
-        self.val_batch_size = val_batch_size or batch_size
+        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.source: TileSource | None = None
         self.registered = registered
         self.target_folders = targets or {}

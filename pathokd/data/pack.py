@@ -126,6 +126,8 @@ def pack_source(
         workers: reading threads; by default one per core.
         overwrite: pack anew.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
     out, header = Path(out_dir), make_header(SCHEMA, settings)
     if overwrite:
         _clear(out)

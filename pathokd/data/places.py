@@ -63,12 +63,10 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
         ManifestError: A column is missing, no place is seen under two conditions, or none under the reference.
     """
     require_columns(frame, (spec.case, *spec.conditions, "x", "y", "mpp", "mpp_level0", "tile_px"))
-    place = _near_each_other(frame, spec.case)
+    place, near = _near_each_other(frame, spec.case)
     names = frame[list(spec.conditions)].astype(str).agg("/".join, axis=1)
     condition = np.unique(np.asarray(names, str), return_inverse=True)[1]
-    table = pd.DataFrame(centre_um(frame), columns=["cx", "cy"]).assign(place=place, condition=condition)
-    off = table[["cx", "cy"]] - table.groupby("place")[["cx", "cy"]].transform("median")
-    near = np.linalg.norm(off.to_numpy(), axis=1) <= TOLERANCE * tile_um(frame)
+    table = pd.DataFrame({"place": place, "condition": condition})
     first = ~table[near].duplicated(["place", "condition"])
     kept = table[near][first]
     kept = kept[kept.groupby("place")["condition"].transform("size") >= 2]
@@ -95,8 +93,10 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
     return Registered(out, condition.astype(np.int64), answers_to)
 
 
-def _near_each_other(frame: pd.DataFrame, case_column: str) -> npt.NDArray[np.int64]:
+def _near_each_other(frame: pd.DataFrame, case_column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Numbers of places, (n,): per case and axis, positions with no gap above the tolerance between them are one.
+
+    And which tiles lie within the tolerance of their place's median position, (n,): the others are no part of it.
 
     Not by rounding to squares: tiles half a tile apart, or of a grid that starts at half a tile, share a square.
     """
@@ -109,7 +109,9 @@ def _near_each_other(frame: pd.DataFrame, case_column: str) -> npt.NDArray[np.in
         number = np.empty(len(table), np.int64)
         number[order] = np.concatenate([[0], np.cumsum(new)])
         table[f"{axis} number"] = number
-    return np.asarray(table.groupby(["x number", "y number"]).ngroup(), np.int64)
+    place = np.asarray(table.groupby(["x number", "y number"]).ngroup(), np.int64)
+    off = table[["x", "y"]] - table.groupby(place)[["x", "y"]].transform("median")
+    return place, np.linalg.norm(off.to_numpy(), axis=1) <= largest
 
 
 def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
@@ -137,7 +139,7 @@ def tile_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.str_]:
-    """One name per place: tiles of a case whose positions round to the same tile-sized square.
+    """One name per place: tiles of a case that lie within the tolerance of one position.
 
     Args:
         frame: Manifest or packed index.
@@ -146,6 +148,10 @@ def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.
     Returns:
         Names, shape (n,).
     """
-    cell = np.rint((centre_um(frame) / tile_um(frame)[:, None]) - 0.5).astype(int)
-    cases = frame[case_column].astype(str).to_numpy()
-    return np.array([f"{case}/{x}/{y}" for case, (x, y) in zip(cases, cell, strict=True)], dtype=np.str_)
+    place, near = _near_each_other(frame, case_column)
+    cases = frame[case_column].astype(str)
+    names = [
+        f"{case}/{number}" if good else f"{case}/{number}/{row}"  # a tile off its place is a place of its own
+        for row, (case, number, good) in enumerate(zip(cases, place, near, strict=True))
+    ]
+    return np.array(names, dtype=np.str_)

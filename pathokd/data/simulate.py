@@ -25,7 +25,7 @@ from pathokd.augment.stainings import get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
-from pathokd.errors import SlideError
+from pathokd.errors import SlideError, StoreError
 from pathokd.files import Header, check_header, make_header, write_json, write_text
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
@@ -89,6 +89,9 @@ class Condition:
 
 def conditions(stains: Sequence[str], scanners: Sequence[str], severity: float) -> list[Condition]:
     """Every combination of the stainings and scanners named; where none is named, what was is kept."""
+    for names in (stains, scanners):
+        if len(set(names)) < len(names):
+            raise ValueError(f"name each staining and each scanner once, got {', '.join(names)}.")
     both = itertools.product(stains or (None,), scanners or (None,))
     return [Condition(stain, scanner, severity) for stain, scanner in both]
 
@@ -103,6 +106,8 @@ class SimulatedTiles:
     """
 
     def __init__(self, source: TileSource, conditions: Sequence[Condition], *, seed: int = 0) -> None:
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
@@ -224,11 +229,16 @@ def simulate_slides(
         One row per slide and condition.
 
     Raises:
-        StoreError: `out_dir` was made with other settings, or the disk is full.
+        ValueError: `quality` or `seed` is out of range.
+        StoreError: `out_dir` was made with other settings or from other slides of these names, or the disk is full.
     """
     out, outcomes = Path(out_dir), []
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}.")
     header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
-    _claim(out / "simulated.json", header, overwrite)
+    _claim(out / "simulated.json", header, slides, overwrite)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]
         for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
@@ -249,10 +259,19 @@ def simulate_slides(
     return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
 
 
-def _claim(path: Path, header: Header, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        check_header(json.loads(path.read_text(encoding="utf-8")), header, path)
-    write_json(path, header)
+def _claim(path: Path, header: Header, slides: Sequence[SlideSource], overwrite: bool) -> None:
+    """Refuse a folder of other settings, or of other slides of the same names; note what will be made from what."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, str] = found.get("slides", {})
+    if found and not overwrite:
+        check_header(found, header, path)
+        for source in slides:
+            if known.get(source.slide_id, str(source.path)) != str(source.path):
+                raise StoreError(
+                    f"{path.parent} holds {source.slide_id} made from {known[source.slide_id]}, this run gives "
+                    f"{source.path}: pass --overwrite to make it anew, or another output folder."
+                )
+    write_json(path, {**header, "slides": {**known, **{source.slide_id: str(source.path) for source in slides}}})
 
 
 def _write_list(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
@@ -336,8 +355,10 @@ def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatist
     """Stain statistics of a cohort, from tiles spread over each slide.
 
     Raises:
-        ValueError: fewer than two slides have tissue.
+        ValueError: fewer than two slides have tissue, or `tiles_per_slide` is below 1.
     """
+    if tiles_per_slide < 1:
+        raise ValueError(f"tiles_per_slide must be at least 1, got {tiles_per_slide}.")
     slides = _rows_by_slide(tiles.index)
     with Bars() as bars:
         return fit_statistics(

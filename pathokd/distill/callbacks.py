@@ -155,8 +155,10 @@ class FinalValidation(Callback):
     Also where `max_steps` ends a run in mid-epoch, or the last epoch is none that `check_val_every_n_epoch` names.
     """
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See to the last epoch."""
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """See to the last epoch; not when it starts, as a run resumed within it starts none."""
         if trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs:
             self._validate_this_epoch(trainer)
 

@@ -197,7 +197,10 @@ class DistillationModule(L.LightningModule):
             for number, key in enumerate(self.teacher_specs):
                 if key in asked:
                     return (name if number == 0 else name.replace("val/", f"val/{key}/")), mode
-        raise ValueError("No objective looks at a teacher: add one, such as pathokd.losses.Cosine.")
+        raise ValueError(
+            "No objective compares tokens with a teacher's, which tells the best epoch: add one, such as "
+            "pathokd.losses.Cosine (with detach: true it only measures), or set data.val_fraction to 0."
+        )
 
     def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
         teacher = self.teacher(key)

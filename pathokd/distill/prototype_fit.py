@@ -115,6 +115,7 @@ def fit_prototypes(
     folder, header = Path(out), _header(teacher, source, spec)
     work = folder / "tokens"
     if overwrite:
+        _check_size(teacher, len(source), spec)  # before anything is lost
         shutil.rmtree(work, ignore_errors=True)
         (folder / FILE_NAME).unlink(missing_ok=True)
     if (folder / FILE_NAME).is_file():

@@ -37,8 +37,8 @@ class RobustnessCallback(Callback):
     Logs `val/top10_cross_scanner` (with its k in the name), `val/separation` and, where tiles have the column `label`,
     `val/robustness_index`; monitor one of them to choose the best checkpoint:
     `BestCheckpoint(folder, monitor="val/top10_cross_scanner")`. Training stops, with one sentence, once the separation
-    falls below a threshold: the student then gives all tiles much the same features. Of several students it looks at the
-    first.
+    falls below a threshold: the student then gives all tiles much the same features. Of several students it looks at
+    the first.
 
     Args:
         tiles: Packed folder of registered tiles with the columns case, stain and scanner.

@@ -201,7 +201,12 @@ class Embedder:
             SlideError: The slide cannot be used, or holds no tile with enough tissue.
         """
         card = self.encoder.card
-        spec = TileSpec(mpp or card.mpp or 0.5, tile_px or card.image_px, stride_px, min_tissue)
+        spec = TileSpec(
+            (card.mpp or 0.5) if mpp is None else mpp,
+            card.image_px if tile_px is None else tile_px,
+            stride_px,
+            min_tissue,
+        )
         for sentence in mismatches(card, spec):
             warnings.warn(sentence, stacklevel=2)
         source = SlideSource(Path(path).stem, Path(path).absolute(), mpp_level0)

@@ -68,10 +68,12 @@ class EmbeddedSlide(NamedTuple):
             (height, width, 3).
 
         Raises:
-            ValueError: `values` has not one number per tile.
+            ValueError: `values` has not one number per tile, or some of a good tile is not finite.
         """
         if values is not None and np.shape(values) != (len(self.features),):
             raise ValueError(f"values should have one number per tile ({len(self.features)}), got {np.shape(values)}.")
+        if values is not None and not np.isfinite(values[self.good]).all():
+            raise ValueError("values of good tiles should be finite numbers, got NaN or infinity: give those 0, say.")
         with Slide(self.path, mpp=self.meta["coords"]["mpp_level0"]) as slide:
             picture = slide.overview(max_px=max_px)
         colours = _ramp(values, self.good) if values is not None else self._colours()

@@ -72,4 +72,13 @@ def _load(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
             f"{path} should hold uint8 images (n, h, w, 3) with one label each, got {images.dtype} "
             f"{images.shape} and {len(labels)} labels."
         )
+    if labels.dtype.kind not in "biuUS":
+        raise StoreError(f"{path} should hold labels that are whole numbers or words, got {labels.dtype}.")
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) < 2 or counts.min(initial=FOLDS) < FOLDS:
+        fewest = int(counts.min(initial=len(labels)))
+        raise StoreError(
+            f"{path} should hold two classes or more of {FOLDS} images or more each, got {len(names)} classes, the "
+            f"smallest of {fewest}: leave rare ones out, or add images."
+        )
     return images, labels

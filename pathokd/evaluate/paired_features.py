@@ -5,6 +5,7 @@ A store is aligned by names, never by order: slide and coordinates in HDF5 files
 """
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,12 +236,21 @@ def _keyed(name: str, files: list[Path], tiles: PairedSet) -> ModelFeatures:
     found: dict[str, npt.NDArray[Any]] = {}
     for path in files:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if {"key", "features"} <= set(file):
-                    found.update(zip(file["key"].astype(str).tolist(), file["features"], strict=True))
+                    rows = list(zip(file["key"].astype(str).tolist(), file["features"], strict=True))
                 else:
-                    found.update({key: file[key] for key in file})
-        except (OSError, ValueError) as error:
+                    rows = [(key, file[key]) for key in file]
+            for key, vector in rows:
+                if key in found:
+                    raise StoreError(f"{name} has features of {key} twice (again in {path}): keep one of the two.")
+                found[key] = vector.astype(np.float32)
+                if found[key].ndim != 1 or len(found[key]) != len(next(iter(found.values()))):
+                    raise StoreError(
+                        f"{path} should hold one vector per tile, all of one length, got shape {vector.shape} for "
+                        f"{key}."
+                    )
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise StoreError(f"{path} should hold the arrays key, (n,), and features, (n, d): {error}.") from error
     keys = tiles.column("key").tolist()
     missing = [key for key in keys if key not in found]
@@ -249,7 +259,7 @@ def _keyed(name: str, files: list[Path], tiles: PairedSet) -> ModelFeatures:
             f"{name} lacks {len(missing)} of {len(keys)} tiles ({missing[0]} is the first): store features under the "
             f"keys of {tiles.source}, in any order."
         )
-    table = np.stack([found[key] for key in keys]).astype(np.float32)
+    table = np.stack([found[key] for key in keys])
     _check(table, name, tiles, np.arange(len(keys)))
     return ModelFeatures(name, _stamp(files), lambda rows: table[rows])
 

@@ -17,7 +17,7 @@ from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import ALIASES, PairedSet, Read, prepare
 from pathokd.metrics.aggregate import plism_condition
-from pathokd.slides.manifest import TileManifest, TileSpec, typed
+from pathokd.slides.manifest import HEADER_KEY, TileManifest, TileSpec, typed
 from pathokd.slides.slide import Slide
 from pathokd.types import Rgb
 
@@ -44,6 +44,8 @@ def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
     path = Path(path)
     if not path.exists():
         raise ManifestError(f"{path} does not exist: --pairs takes a manifest, a packed folder or a folder of tiles.")
+    if path.is_file() and path.name in (INDEX_NAME, MANIFEST_NAME) and HEADER_KEY in (_schema(path).metadata or {}):
+        path = path.parent  # the folder knows how its tiles are read
     if path.is_file():
         return _table(path, drop_unpaired)
     if (path / INDEX_NAME).is_file():
@@ -66,28 +68,43 @@ def _tiles(index: pd.DataFrame, read: Read, source: str) -> PairedSet:
     if "case" not in index or not ({"stain", "scanner"} & set(index)):
         return prepare(index, source, read)
     frame = index.assign(pair_id=place_ids(index))
-    # Overlapping tiles may round to one square: the first one stays.
+    # Of tiles of one condition at one place the first stays.
     names = [name for name in ("stain", "scanner") if name in frame]
     first = np.flatnonzero(~frame.duplicated(["pair_id", *names]).to_numpy())
     rows = first.tolist()
     found = prepare(frame.iloc[first], source, lambda row: read(rows[row]), drop_unpaired=True)
     if len(first) < len(frame):
         note = (
-            f"{len(frame) - len(first)} of {len(frame)} tiles overlap another of their slide by half and are left out."
+            f"{len(frame) - len(first)} of {len(frame)} tiles show a place that another tile of their condition shows, "
+            "and are left out."
         )
         found = PairedSet(found.frame, source, found.read, (note, *found.notes))
     return found
 
 
+def _bytes(path: Path) -> int:
+    """Size of a file; -1 where there is none, which is said when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
+
+
 def _table(path: Path, drop_unpaired: bool) -> PairedSet:
     if path.suffix == ".csv":
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    elif path.suffix == ".parquet":
         try:
-            schema = pq.read_schema(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
-        if {"tile_id", "png"} <= set(schema.names):
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except ValueError as error:  # pandas' own errors and those of decoding are such
+            raise ManifestError(f"{path} is no table in UTF-8 ({error}): save it as a CSV in UTF-8.") from error
+    elif path.suffix == ".parquet":
+        if {"tile_id", "png"} <= set(_schema(path).names):
             return _plism_parquet([path], str(path))
         frame = pd.read_parquet(path)
     else:
@@ -95,8 +112,33 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
     frame = frame.rename(columns={old: new for old, new in ALIASES.items() if new not in frame})
     for name in ("x", "y"):
         if name in frame:
-            frame[name] = pd.to_numeric(frame[name]).astype(np.int64)
+            frame[name] = _numbers(frame, name, str(path), whole=True).astype(np.int64)
+    for name in ("mpp", "tile_px", "mpp_level0"):
+        if name in frame and "path" in frame:
+            frame[name] = _numbers(frame, name, str(path), whole=name == "tile_px", above=0.0)
+    for name in ("mpp", "tile_px"):
+        if name in frame and frame[name].nunique() > 1:
+            values = ", ".join(f"{value:g}" for value in sorted(frame[name].unique())[:4])
+            raise ManifestError(
+                f"{path} should have one {name} for all tiles, as models take one size, got {values}: name the pixel "
+                "size that the tiles shall be read at."
+            )
+    if "path" in frame:
+        frame["bytes"] = frame["path"].map({name: _bytes(path.parent / name) for name in frame["path"].unique()})
     return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
+
+
+def _numbers(frame: pd.DataFrame, name: str, source: str, *, whole: bool, above: float = -np.inf) -> pd.Series:
+    """A column as numbers; ManifestError names the first row that holds none."""
+    found = pd.to_numeric(frame[name], errors="coerce").astype(np.float64)
+    bad = ~(np.isfinite(found) & (found > above)) | (whole & (found % 1 != 0))
+    if bad.any():
+        kind = f"{'whole ' * whole}numbers{' above 0' * (above == 0)}"
+        raise ManifestError(
+            f"{source} should hold {kind} in the column {name}, got {frame[name][bad].iloc[0]!r} in row "
+            f"{int(np.flatnonzero(bad)[0]) + 1}: correct it."
+        )
+    return found
 
 
 def _manifest_reader(frame: pd.DataFrame, folder: Path) -> Read | None:
@@ -248,7 +290,7 @@ def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
 def _folders(folder: Path) -> PairedSet:
     """One folder per scanner, or per staining and scanner (`HE_AT2`); equal names are one place."""
     rows = [
-        {"pair_id": picture.stem, "path": str(picture), **_named(scanner.name)}
+        {"pair_id": picture.stem, "path": str(picture), "bytes": _bytes(picture), **_named(scanner.name)}
         for scanner in sorted(folder.iterdir())
         if scanner.is_dir()
         for picture in sorted(scanner.iterdir())

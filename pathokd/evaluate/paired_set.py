@@ -65,8 +65,12 @@ class PairedSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies tiles and conditions; features made for one set are reused only for the same."""
-        wanted = [name for name in ("key", "pair_id", "condition") if name in self.frame]
+        """Identifies tiles and conditions; features made for one set are reused only for the same.
+
+        `size` and `bytes` are those of files: a key alone does not tell that tiles were packed or exported anew.
+        """
+        named = ("key", "pair_id", "condition", "mpp", "tile_px", "size", "bytes")
+        wanted = [name for name in named if name in self.frame]
         return fingerprint([self.frame[name].tolist() for name in wanted])
 
     @cached_property

@@ -81,8 +81,10 @@ def _predictability(model: ModelFeatures, tiles: PairedSet, name: str, seed: int
     x = model.load(rows)
     predicted = y.copy()
     for train, test in _folds(groups):
-        if len(np.unique(y[train])) < 2:
-            raise ValueError(f"too few {tiles.apart_column()}s to hold some out of each {name}")
+        unseen = np.setdiff1d(y[test], y[train])  # no probe can know them, and would look robust for it
+        if len(unseen) or len(np.unique(y[train])) < 2:
+            whose = f"{name} {unseen[0]}" if len(unseen) else f"each {name}"
+            raise ValueError(f"too few {tiles.apart_column()}s to hold some out of {whose}")
         predicted[test] = fit(x[train], y[train], groups[train], seed).predict(x[test])
     resampler = Resampler(tiles.column(tiles.unit_column(), rows), seed)
     draws = accuracy_draws(y, predicted, resampler)

@@ -17,7 +17,7 @@ import sklearn
 import torch
 
 from pathokd._version import __version__
-from pathokd.errors import StoreError
+from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.projection import projections, strips
@@ -75,6 +75,13 @@ class RobustnessSpec:
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or self.neighbour_k < 1:
             raise ValueError(f"k should be 1 or more, got {self.k} and {self.neighbour_k}.")
+        if len(set(self.k)) < len(self.k):
+            raise ValueError(f"each k should be named once, got {list(self.k)}.")
+        if min(self.seed, self.turn_tiles, self.severity_tiles) < 0:
+            raise ValueError(
+                "seed, turn_tiles and severity_tiles must not be negative, got "
+                f"{self.seed}, {self.turn_tiles} and {self.severity_tiles}."
+            )
         if self.n_tiles is not None and self.n_tiles < 2:
             raise ValueError(f"n_tiles should be 2 or more, got {self.n_tiles}.")
 
@@ -118,6 +125,7 @@ def measure_robustness(
     Raises:
         ValueError: Two models of one name, k larger than the gallery, or a subset that does not fit.
         StoreError: Features are missing, zero or not finite.
+        ManifestError: The tiles allow not one measure.
     """
     names = [model.name for model in models]
     if len(set(names)) < len(names) or not names:
@@ -133,6 +141,12 @@ def measure_robustness(
     rows = [_one_model(model, tiles, Path(out), spec, index, indices or {}, overwrite) for model in models]
     by_name = list(zip(names, rows, strict=True))
     tables = {name: _stacked([(model, row[name]) for model, row in by_name]) for name in TABLES}
+    if tables["measures"].empty:
+        what, why = rows[0]["_not_shown"][0]
+        raise ManifestError(
+            f"Nothing can be measured on {tiles.source}; {what}, to begin with: {why}. Add registered tiles "
+            "(pair_id), or tiles with a label from two sites."
+        )
     tables["differences"] = _differences({model: row["_measures"] for model, row in by_name})
     reasons = [(model, pd.DataFrame(row["_not_shown"], columns=["what", "why"])) for model, row in by_name]
     not_shown = _stacked(reasons)

@@ -114,6 +114,11 @@ def confounded_accuracy(
         rng = np.random.default_rng([seed, repetition])
         pools = deal_pools(bio[inside], confounder[inside], units[inside], rng)
         counts = split_counts(sizes(pools.train), splits)
+        if not counts.any():
+            raise ValueError(
+                f"the smallest cell holds {int(sizes(pools.train).min())} training tiles of its class and centre, too "
+                "few for balanced and confounded training sets of one size; leave the class or the centre out."
+            )
         # The share of each training cell that the validation cells can match in every split.
         share = min(1.0, float((sizes(pools.validation) / counts.max(axis=0)).min()))
         test = inside[pools.test]

@@ -78,7 +78,8 @@ def build_timm(
     """
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models("*vit*"), n=3, cutoff=0.3)
-        raise ValueError(f"timm {timm.__version__} has no model {architecture!r}: did you mean {' or '.join(near)}?")
+        hint = f"did you mean {' or '.join(near)}?" if near else "choose one of timm.list_models('*vit*')."
+        raise ValueError(f"timm {timm.__version__} has no model {architecture!r}: {hint}")
     kwargs = {**resolve_model_args(model_args), "num_classes": 0, "global_pool": "token"}
     if image_px is not None:
         kwargs["img_size"] = image_px

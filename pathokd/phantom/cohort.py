@@ -16,7 +16,7 @@ from pathokd.files import atomic_path, check_header, make_header, write_json, wr
 from pathokd.phantom.layout import ClassMap
 from pathokd.phantom.pyramid import write_pyramid
 from pathokd.phantom.scanner import get_scanner, render
-from pathokd.phantom.scene import make_scene
+from pathokd.phantom.scene import check_size, make_scene
 from pathokd.phantom.stain import get_staining
 from pathokd.progress import Bars
 from pathokd.types import Microns, Mpp
@@ -47,6 +47,12 @@ class CohortSpec:
             raise ValueError(
                 f"a cohort needs a case, a staining and a scanner, got {self.cases} cases, stainings "
                 f"{self.stainings} and scanners {self.scanners}: name at least one of each."
+            )
+        # All that making a slide would refuse: by then the folder is claimed, and with overwrite the old slides gone.
+        check_size(self.size_um, self.margin_um)
+        if self.seed < 0 or (self.quality is not None and not 1 <= self.quality <= 100):
+            raise ValueError(
+                f"seed must not be negative and quality must lie in 1..100, got {self.seed} and {self.quality}."
             )
         for names in (self.stainings, self.scanners):
             if len(set(names)) < len(names):

@@ -65,6 +65,15 @@ class Scene:
         return np.ascontiguousarray(self.class_map[np.ix_(at, at)])
 
 
+def check_size(size_um: Microns, margin_um: Microns) -> None:
+    """Raise ValueError for a field that cannot hold tissue."""
+    if size_um < 60 or not 0 <= margin_um < size_um / 3:
+        raise ValueError(
+            f"size_um must be at least 60 and margin_um under a third of it, got {size_um} and {margin_um}: "
+            "enlarge the field or narrow the margin."
+        )
+
+
 def make_scene(
     seed: int,
     size_um: Microns = 1300.0,
@@ -88,11 +97,7 @@ def make_scene(
     Raises:
         ValueError: a size, margin or resolution that cannot hold tissue, or a class map of the wrong shape.
     """
-    if size_um < 60 or not 0 <= margin_um < size_um / 3:
-        raise ValueError(
-            f"size_um must be at least 60 and margin_um under a third of it, got {size_um} and {margin_um}: "
-            "enlarge the field or narrow the margin."
-        )
+    check_size(size_um, margin_um)
     if not 0.1 <= mpp <= 1.0:
         raise ValueError(f"mpp of the dye maps must lie in 0.1 to 1 um/px, got {mpp}: 0.25 to 0.35 suits 20x scanners.")
     side = round(size_um / layout.MAP_MPP)

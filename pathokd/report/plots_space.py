@@ -94,6 +94,12 @@ def neighbours_by_rank(ranks: pd.DataFrame, confounder: str, models: Sequence[st
         return made
 
 
+def coloured_by(table: pd.DataFrame) -> list[str]:
+    """Columns of `projection.csv` that points are coloured by: the condition that varies, and the tissue."""
+    varying = [name for name in ("scanner", "site", "stain") if name in table and table[name].nunique() > 1]
+    return [*varying[:1], *(["label"] if "label" in table else [])]
+
+
 def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
     """Two principal axes, twice: coloured by scanner (or site), and by tissue.
 
@@ -102,8 +108,7 @@ def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
         models: In order.
     """
     with styled():
-        condition = next(name for name in ("scanner", "site", "stain") if name in table and table[name].nunique() > 1)
-        columns = [condition, *(["label"] if "label" in table else [])]
+        columns = coloured_by(table)
         made, axes = grid(len(columns), len(models), 3.1, 2.9)
         for row, column in enumerate(columns):
             names = sorted(table[column].astype(str).unique())
@@ -125,6 +130,9 @@ def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
                 ax.set(xticks=[], yticks=[])
                 if row == 0:
                     ax.set_title(model, loc="left", weight="bold")
+                if part.empty:
+                    ax.text(0.5, 0.5, "all tiles alike", ha="center", va="center", transform=ax.transAxes, color=FAINT)
+                    continue  # a collapsed model has no axes
                 share = part[["share1", "share2"]].iloc[0]
                 ax.set_xlabel(f"PC 1 ({share['share1']:.0%})   PC 2 ({share['share2']:.0%})", fontsize=8, color=FAINT)
             axes[row][0].set_ylabel(f"by {'tissue' if column == 'label' else word(column)}")

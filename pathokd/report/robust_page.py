@@ -122,7 +122,8 @@ def figures(result: Robustness) -> dict[str, list[Shown]]:
         paired and _has(measures, "topk_mean", ("cross-scanner", "cross-staining", "both")),
         lambda: plots_pairs.topk_by_group(measures, models),
     )  # fmt: skip
-    top = "top10" if paired and (t["pairs"]["metric"] == "top10").any() else "top1"
+    tops = [str(name) for name in dict.fromkeys(t["pairs"]["metric"]) if str(name).startswith("top")] if paired else []
+    top = "top10" if "top10" in tops else max(tops, key=lambda name: int(name[3:]), default="")
     add(
         found, "heatmap_topk", f"{top.replace('top', 'Top-')}, condition by condition",
         "Rows ask, columns are searched. A dark row or column is a condition that the model does not carry over.",
@@ -163,7 +164,7 @@ def figures(result: Robustness) -> dict[str, list[Shown]]:
         near, "projection", "Two principal axes, coloured twice",
         "The same points by condition and by tissue. Clouds that follow the upper colouring are bound to the scanner. "
         "Two axes hold only part of the variance, so this is a picture and no measure.",
-        len(t["projection"]) > 0, lambda: plots_space.projection(t["projection"], models),
+        bool(plots_space.coloured_by(t["projection"])), lambda: plots_space.projection(t["projection"], models),
     )  # fmt: skip
     probe = "Does a probe carry over?"
     add(

@@ -67,6 +67,8 @@ def read_label_map(path: str | Path) -> LabelMap:
     try:
         facts = json.loads(side.read_text(encoding="utf-8"))
         mpp, names = float(facts["mpp"]), tuple(map(str, facts["classes"]))
+        if not 0 < mpp < float("inf"):
+            raise ValueError(f"mpp is {mpp}")
         with Image.open(png) as image:
             classes = np.asarray(image)
     except FileNotFoundError as error:

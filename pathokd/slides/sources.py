@@ -27,6 +27,9 @@ ALIASES = {
 }
 """CSV column names that other tools use for the same thing, in order of preference."""
 
+PACKED_COLUMNS = ("key", "shard", "offset", "size")
+"""Columns that `pathokd pack` adds to a manifest's."""
+
 LONGEST_ID = 200
 """Bytes of a slide_id: file systems take names of 255, and temporary names add an ending."""
 
@@ -60,20 +63,26 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
         mpp: microns per level-0 pixel for every slide whose CSV row gives none (`--mpp-level0`).
 
     Raises:
-        ManifestError: nothing is found, a CSV lacks a path column, or two rows share a `slide_id`.
+        ManifestError: nothing is found in one of them, a CSV lacks a path column, or two rows share a `slide_id`.
     """
     items = [sources] if isinstance(sources, str | Path) else list(sources)
     found: dict[Path, SlideSource] = {}
     for item in items:
-        for source in _expand(item):
+        here = list(_expand(item))
+        if not here:
+            raise _no_slides(str(item))  # also beside others, whose slides would hide it
+        for source in here:
             found.setdefault(source.path, source)
     if not found:
-        raise ManifestError(
-            f"No slides in {', '.join(map(str, items)) or 'an empty list'}: "
-            f"expected a folder, glob, slide file or CSV with files ending in {' '.join(SUFFIXES)}."
-        )
+        raise _no_slides("an empty list")
     named = _with_unique_ids(list(found.values()))
     return [SlideSource(s.slide_id, s.path, mpp if s.mpp is None else s.mpp, s.metadata) for s in named]
+
+
+def _no_slides(where: str) -> ManifestError:
+    return ManifestError(
+        f"No slides in {where}: expected a folder, glob, slide file or CSV with files ending in {' '.join(SUFFIXES)}."
+    )
 
 
 def _expand(item: str | Path) -> Iterable[SlideSource]:
@@ -105,8 +114,8 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
     need not exist yet: a missing one becomes a failed row of the run.
 
     Raises:
-        ManifestError: not UTF-8, no path column, an empty path, an mpp that is no number, or a column that a manifest
-            reserves.
+        ManifestError: not UTF-8, no path column, an empty path, an mpp that is no number, or a column that is there
+            twice or that a manifest reserves.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -123,9 +132,15 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
             f"expected one of {', '.join(ALIASES['path'])} with each slide's path."
         )
     free = [name for name in header if name and name not in columns.values()]
-    reserved = [n for n in free if n in COLUMNS or (n in LABEL_COLUMNS and "label_map" in header)]
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise ManifestError(f"{path} has two columns {twice[0]}: rename one of them.")
+    own = (*COLUMNS, *PACKED_COLUMNS)
+    reserved = [n for n in free if n in own or (n in LABEL_COLUMNS and "label_map" in header)]
     if reserved:
-        raise ManifestError(f"{path} has the column {reserved[0]}, which manifests use themselves: rename it.")
+        raise ManifestError(
+            f"{path} has the column {reserved[0]}, which manifests or packed tiles use themselves: rename it."
+        )
     return [_csv_row(path, number, row, columns, free) for number, row in enumerate(rows, start=2)]
 
 

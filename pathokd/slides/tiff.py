@@ -1,6 +1,7 @@
 """TIFF files that OpenSlide refuses (OME-TIFF, plain TIFF), read with tifffile through the interface of
 `readers`."""
 
+import logging
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import tifffile
 from pathokd.errors import SlideError
 from pathokd.slides.tiled import TiledPage
 from pathokd.types import Rgb
+
+# Of a truncated file it logs a line for every page it cannot find; `SlideError` says what is wrong in one sentence.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 WHOLE_LEVEL_BYTES = 2**30
 """A level that is not tiled is decoded whole; beyond this size that would eat the machine, so it is

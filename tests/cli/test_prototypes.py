@@ -34,3 +34,6 @@ def test_prototypes_are_made_once(
     assert "too few for 999 prototypes" in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "few").exists()
+    assert main([*words[:-4], "--k", "999", "--workers", "0", "--overwrite"]) == 1
+    assert "too few for 999 prototypes" in capsys.readouterr().err
+    assert read_header(tmp_path / "head")["settings"] == settings  # what was there is kept

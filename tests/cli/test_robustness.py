@@ -124,3 +124,37 @@ def test_one_sentence_each(
     assert sentence in error
     assert "Traceback" not in error
     assert not (tmp_path / "out/report.html").exists()
+
+
+def odd(folder: Path, *, registered: bool = True, collapsed: bool = False) -> list[object]:
+    """Made-up places under two scanners, or the same tiles of one site, and features of two models."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame([{"pair_id": f"p{p}", "scanner": s, "label": "ab"[p % 2]} for s in "AB" for p in range(12)])
+    x = rng.standard_normal((12, 4))[np.arange(24) % 12] + 0.1 * rng.standard_normal((24, 4))
+    if not registered:
+        frame = frame.drop(columns=["pair_id", "scanner"]).assign(site="one")
+    frame.assign(key=[f"k{i}" for i in range(24)]).to_csv(folder / "pairs.csv", index=False)
+    for name, features in (("flat", np.ones_like(x) if collapsed else x), ("other", x)):
+        np.savez(folder / f"{name}.npz", key=np.array([f"k{i}" for i in range(24)]), features=features)
+    models = [f"{name}={folder}/{name}.npz" for name in ("flat", "other")]
+    return [*models, "--pairs", folder / "pairs.csv", "--out", folder / "out"]
+
+
+def test_a_collapsed_model_gets_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no principal axes, and gave a traceback instead of the report that calls it collapsed."""
+    assert run(*odd(tmp_path, collapsed=True)) == 0
+    assert "Matched tiles of flat are hardly closer" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_any_k_gets_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without k = 10 or 1 the heat map had nothing to draw, and the run failed in numpy's words."""
+    words = odd(tmp_path)
+    assert run(*words, "--k", "[3]") == 0
+    assert "Top-3, condition by condition" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert run(*words, "--k", "[1,1]") == 1
+    assert "each k should be named once, got [1, 1]." in capsys.readouterr().err
+
+
+def test_tiles_that_allow_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*odd(tmp_path, registered=False)) == 1
+    assert "Nothing can be measured on" in capsys.readouterr().err

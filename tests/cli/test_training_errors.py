@@ -11,6 +11,9 @@ from pathokd.cli.main import main
 TINY = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
 
 
+RELATIONS = {"loss": {"class_path": "pathokd.losses.RKD"}}
+
+
 def recipe(teacher: Path, packed: Path) -> dict[str, Any]:
     student = {"architecture": "vit_tiny_patch16_224", "model_args": TINY, "image_px": 32}
     return {
@@ -39,6 +42,10 @@ def recipe(teacher: Path, packed: Path) -> dict[str, Any]:
         ("trainer", {"gradient_clip_algorithm": "nope"}, "nope is invalid"),
         ("trainer", {"max_steps": -1, "max_epochs": -1}, "The schedules need an end"),
         ("trainer", {"devices": 0}, "devices=0"),
+        ("data", {"seed": -1}, "must not be negative, and data.val_batch_size must be at least 1, got -1"),
+        ("data", {"workers": -1}, "data.workers must not be negative"),
+        ("data", {"val_batch_size": 0}, "data.val_batch_size must be at least 1"),
+        ("model", {"objectives": [RELATIONS]}, "No objective compares tokens with a teacher's, which tells the best"),
     ],
 )
 def test_it_says_what_is_wrong(
@@ -51,6 +58,20 @@ def test_it_says_what_is_wrong(
     assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 1
     assert sentence in capsys.readouterr().err
     assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "fraction"),
+    [([RELATIONS, {"loss": {"class_path": "pathokd.losses.Cosine"}, "detach": True}], 0.3), ([RELATIONS], 0)],
+)
+def test_relations_alone_are_trained_as_the_sentence_says(
+    objectives: list[Any], fraction: float, tiny_teacher: Path, packed: Path, tmp_path: Path
+) -> None:
+    config = recipe(tiny_teacher, packed)
+    config["model"]["objectives"] = objectives
+    config["data"]["val_fraction"] = fraction
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
 
 
 def test_another_checkpoint_is_one_sentence(

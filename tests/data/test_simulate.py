@@ -1,6 +1,7 @@
 """Simulated conditions: registered with the original, the same for a whole slide, seamless, and resumable."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,3 +114,38 @@ def test_the_verb(tiles: Path, slide: Path, tmp_path: Path, capsys: pytest.Captu
     assert "severity must lie within 0 to 1" in capsys.readouterr().err
     assert main(["stain-stats", str(tiles), "--out", str(tmp_path / "stats.yaml")]) == 1
     assert "at least two slides" in capsys.readouterr().err
+
+
+def test_another_slide_of_the_same_name_is_not_taken_for_the_first(slide: Path, scan: Rgb, tmp_path: Path) -> None:
+    other = write_pyramid(tmp_path / "other" / "one.tif", scan[::-1].copy(), 0.5)
+    wanted = [Condition(scanner="pale")]
+    simulate_slides(find_slides([slide]), tmp_path / "out", wanted)
+    assert (simulate_slides(find_slides([slide]), tmp_path / "out", wanted)["status"] == "ok").all()
+    with pytest.raises(
+        StoreError, match=r"holds one made from .*slides.*one.tif, this run gives .*other/one.tif: pass --over"
+    ):
+        simulate_slides(find_slides([other]), tmp_path / "out", wanted)
+    before = (tmp_path / "out" / "one_original_pale.tif").read_bytes()
+    simulate_slides(find_slides([other]), tmp_path / "out", wanted, overwrite=True)
+    assert (tmp_path / "out" / "one_original_pale.tif").read_bytes() != before
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_a_quality_that_slides_cannot_have(slide: Path, tmp_path: Path, quality: int, capsys: Any) -> None:
+    command = ["simulate", str(slide), "--out", str(tmp_path), "--scanner", "pale", "--quality", str(quality)]
+    assert main(command) == 1
+    assert f"quality of slides, which are JPEG, must lie in 1..100, got {quality}" in capsys.readouterr().err
+
+
+def test_a_condition_named_twice() -> None:
+    with pytest.raises(ValueError, match="name each staining and each scanner once, got pale, pale"):
+        conditions([], ["pale", "pale"], 1.0)
+
+
+def test_numbers_that_cannot_be(tiles: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["stain-stats", str(tiles), "--out", str(tmp_path / "s.yaml"), "--tiles-per-slide", "0"]) == 1
+    assert "tiles_per_slide must be at least 1, got 0." in capsys.readouterr().err
+    folder = str(tiles.parent / "tiles")
+    for workers in ("0", "-1"):
+        assert main(["pack", folder, "--out", str(tmp_path / "p"), "--workers", workers]) == 1
+        assert f"workers must be at least 1, got {workers}." in capsys.readouterr().err

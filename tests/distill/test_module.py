@@ -1,5 +1,6 @@
 """The module as a whole: what it computes, what it stores, what it refuses."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import Geometry
-from pathokd.distill.callbacks import FinalValidation, FiniteGuard
+from pathokd.distill.callbacks import FinalValidation, FiniteGuard, LastCheckpoint
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
@@ -267,6 +268,41 @@ def test_the_end_is_validated_whatever_the_interval(
     runner = fit(module(teacher_folder), packed, tmp_path, callbacks=[FinalValidation(), Ends()], **settings)
     assert Ends.steps[-1] == runner.global_step
     assert len(set(Ends.steps)) == len(Ends.steps)
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_the_end_is_validated_after_a_resume_at_any_step(
+    epochs: int, teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """Also within the last epoch, or at the end of the one before: Lightning starts none anew then."""
+
+    class Keep(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if (tmp_path / "last.ckpt").exists():
+                shutil.copy(tmp_path / "last.ckpt", tmp_path / f"step-{trainer.global_step}.ckpt")
+
+    class Ends(L.Callback):
+        steps: list[int] = []  # noqa: RUF012
+
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.steps.append(trainer.global_step)
+
+    settings: dict[str, Any] = {"check_val_every_n_epoch": 2, "max_epochs": epochs}
+    last = LastCheckpoint(tmp_path, 1)
+    end = fit(module(teacher_folder), packed, tmp_path, callbacks=[FinalValidation(), Keep(), last], **settings)
+    kept = sorted(tmp_path.glob("step-*.ckpt"))
+    assert len(kept) == end.global_step - 1
+    data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3)
+    for path in kept:
+        Ends.steps = []
+        runner = L.Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, callbacks=[
+                FinalValidation(), Ends(), LastCheckpoint(tmp_path, 1)
+            ], **settings,
+        )  # fmt: skip
+        runner.fit(module(teacher_folder), data, ckpt_path=str(path))
+        assert (path.name, runner.global_step, Ends.steps[-1:]) == (path.name, end.global_step, [end.global_step])
 
 
 def test_the_best_measure_is_one_that_is_logged(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_the_map_lies_on_the_tissue(encoder: Encoder, scan: Path) -> None:
     assert np.abs(ramp[2, 2].astype(int) - 250).max() < 10  # glass, faded
     with pytest.raises(ValueError, match="one number per tile"):
         found.heatmap(values[:-1])
+    with pytest.raises(ValueError, match="values of good tiles should be finite"):
+        found.heatmap(np.where(np.arange(len(values)) == 1, np.nan, values))
 
 
 def test_a_card_that_does_not_fit_is_said(encoder: Encoder, scan: Path) -> None:

@@ -60,3 +60,19 @@ def test_real_tiles_are_readable(real_data: Path, encoders: dict[str, Encoder]) 
     got = probe_images(encoders["student"], real_data / "tiles_pathmnist1k" / "pathmnist_train1000.npz", readout="mean")
     assert (got.n, got.n_classes) == (1000, 9)
     assert got.ci[0] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (np.arange(12) % 4, "got 4 classes, the smallest of 3"),
+        (np.zeros(12, int), "got 1 classes, the smallest of 12"),
+        (np.arange(12) / 7, "labels that are whole numbers or words, got float64"),
+    ],
+)
+def test_labels_that_cannot_be_probed(
+    labels: np.ndarray, sentence: str, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "few.npz", images=np.zeros((12, 28, 28, 3), np.uint8), labels=labels)
+    with pytest.raises(StoreError, match=sentence):
+        probe_images(encoders["student"], tmp_path / "few.npz")

@@ -16,7 +16,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
-from pathokd.evaluate.paired_readers import open_pairs
+from pathokd.evaluate.paired_readers import _tiles, open_pairs
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.robustness import read_index
 from pathokd.files import make_header
@@ -107,6 +107,21 @@ def test_plism_features_are_aligned_by_coordinates(plism: Path, tmp_path: Path) 
         stored_features("m", tmp_path / "export", tiles)
 
 
+def test_half_stride_slides_pair_the_same_microns(packed: PackedTiles) -> None:
+    """Tiles half a tile apart were left out as overlapping, or paired with their neighbours."""
+    half = packed.index.assign(x=packed.index["x"] // 2, y=packed.index["y"] // 2)
+    tiles = _tiles(half, packed.read, "here")
+    assert len(tiles) == len(half)
+    assert len(tiles.places) == 72
+    assert tiles.notes == ()
+    where = tiles.frame[["x", "y"]].to_numpy() * tiles.frame[["mpp_level0"]].to_numpy()
+    first, *others = (where[rows] for rows in tiles.rows.values())
+    assert all(np.abs(first - other).max() < 1 for other in others)
+    twice = _tiles(pd.concat([half, half], ignore_index=True), lambda row: packed.read(row % len(half)), "here")
+    assert len(twice) == len(half)
+    assert twice.notes[0].startswith(f"{len(half)} of {2 * len(half)} tiles show a place that")
+
+
 def test_a_folder_per_scanner(tmp_path: Path) -> None:
     for scanner in ("HE_AT2", "HE_S60"):
         (tmp_path / scanner).mkdir()
@@ -174,6 +189,26 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
 
 
+def test_kept_features_are_not_those_of_other_pictures(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """Tiles exported or packed anew under the same names got the features of the old ones."""
+    rng = np.random.default_rng(0)
+    for scanner, shade in (("A", 1), ("B", 2)):
+        (tmp_path / "tiles" / scanner).mkdir(parents=True)
+        for place in "pq":
+            picture = rng.integers(0, 99 * shade, (32, 32, 3), np.uint8)
+            (tmp_path / "tiles" / scanner / f"{place}.png").write_bytes(png_bytes(picture))
+    embedder = Embedder(encoders["student"])
+    model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    (tmp_path / "tiles" / "B" / "p.png").write_bytes(png_bytes(np.zeros((32, 32, 3), np.uint8)))
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
+    again = packed.index.assign(size=packed.index["size"] + 1)
+    assert _tiles(again, packed.read, "here").fingerprint != open_pairs(packed.folder).fingerprint
+
+
 def test_pathorob_columns_and_features(tmp_path: Path) -> None:
     rows = [
         {
@@ -217,6 +252,44 @@ def test_bad_manifests(columns: dict[str, list[str]], sentence: str, tmp_path: P
     with pytest.raises(ManifestError, match=sentence) as caught:
         open_pairs(tmp_path / "pairs.csv")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"x": ["1", "z", "3", "4"]}, r"whole numbers in the column x, got 'z' in row 2"),
+        ({"x": ["1", "2", "3.5", "4"]}, r"whole numbers in the column x, got '3.5' in row 3"),
+        ({"x": ["1", "2", "3", ""]}, r"whole numbers in the column x, got '' in row 4"),
+        (
+            {"x": list("1234"), "mpp": ["0.5", "q", "0.5", "0.5"]},
+            r"numbers above 0 in the column mpp, got 'q' in row 2",
+        ),
+        ({"x": list("1234"), "mpp": ["0.5", "1.0"] * 2}, r"one mpp for all tiles, .* got 0.5, 1: name the pixel size"),
+        ({"x": list("1234"), "tile_px": ["224", "112"] * 2}, r"one tile_px for all tiles, .* got 112, 224"),
+    ],
+)
+def test_numbers_of_a_manifest(columns: dict[str, list[str]], sentence: str, tmp_path: Path) -> None:
+    """Tiles of other pixel sizes than the first row's were read at the first row's, without a word."""
+    common = {"pair_id": list("ppqq"), "scanner": list("ABAB"), "path": ["a.tif"] * 4, "y": ["0"] * 4}
+    pd.DataFrame({**common, **columns}).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ManifestError, match=sentence):
+        open_pairs(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00a"])
+def test_a_csv_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises(ManifestError, match="is no table in UTF-8"):
+        open_pairs(tmp_path / "m.csv")
+
+
+def test_the_index_of_a_packed_folder_is_the_folder(packed: PackedTiles) -> None:
+    """It was taken for unregistered tiles, to be read from the slides."""
+    whole, named = open_pairs(packed.folder), open_pairs(packed.folder / "index.parquet")
+    assert named.registered
+    assert named.fingerprint == whole.fingerprint
+    assert named.read is not None
+    assert np.array_equal(named.read(3), packed.read(3))
 
 
 def test_unpaired_rows_may_be_left_out(tmp_path: Path) -> None:
@@ -268,6 +341,33 @@ def test_bad_features(spoil: Any, sentence: str, tmp_path: Path, encoders: dict[
         stored_features("m", tmp_path / "nowhere", tiles)
     with pytest.raises(ManifestError, match="names no pictures"):
         model_features("m", Embedder(encoders["student"]), tiles, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"key": list("abcda"), "features": np.ones((5, 3))}, "has features of a twice"),
+        ({"key": list("abcd"), "features": np.ones((4, 1, 3))}, r"one vector per tile, .* got shape \(1, 3\) for a"),
+        ({"key": list("abcd"), "features": np.ones(4)}, r"one vector per tile, .* got shape \(\) for a"),
+        (
+            {"a": np.ones(3), "b": np.ones(2), "c": np.ones(3), "d": np.ones(3)},
+            r"of one length, got shape \(2,\) for b",
+        ),
+        ({"key": list("abcd"), "features": np.full((4, 1), "x")}, "should hold the arrays key"),
+        ({"key": list("abcd"), "features": np.zeros((4, 2), "V2")}, "should hold the arrays key"),
+        (None, "should hold the arrays key"),
+    ],
+)
+def test_odd_features_by_key(arrays: dict[str, Any] | None, sentence: str, tmp_path: Path) -> None:
+    """Of two vectors of one tile the last one was taken; the others gave a traceback."""
+    frame = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "key": list("abcd")})
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    if arrays is None:
+        (tmp_path / "f.npz").write_bytes(b"PK\x03\x04junk")
+    else:
+        np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(StoreError, match=sentence):
+        stored_features("m", tmp_path / "f.npz", open_pairs(tmp_path / "m.csv"))
 
 
 def test_published_subsets(plism: Path, tmp_path: Path) -> None:

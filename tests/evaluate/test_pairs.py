@@ -91,6 +91,25 @@ def test_places_are_shared_by_all_slides_of_a_case(packed: PackedTiles) -> None:
     assert len(set(place_ids(packed.index[packed.index["case"] == "c0"]))) == 36
 
 
+@pytest.mark.parametrize(("start", "stride"), [(0, 112), (56, 112), (0, 56), (13.3, 37.5)])
+def test_places_of_any_grid(start: float, stride: float) -> None:
+    """Rounding to squares put tiles half a tile apart into one place, or the same tissue into two."""
+    um = [start + stride * k for k in range(6)]
+    cells = [(x, y) for x in um for y in um]
+    frame = pd.concat([slide("a", "HE", s, mpp, 1.0, cells) for s, mpp in (("S50", 0.5), ("S45", 0.2274))])
+    first, second = np.split(place_ids(frame), 2)
+    assert first.tolist() == second.tolist()
+    assert len(set(first)) == len(cells)
+
+
+def test_a_tile_off_its_place_is_another() -> None:
+    cells = [(0.0, 0.0), (500.0, 0.0)]
+    parts = [slide("a", "HE", f"S{n}", 0.5, 1.0, [(x + 5 * n, y) for x, y in cells]) for n in range(4)]
+    places = place_ids(pd.concat(parts)).reshape(4, 2)  # 5 um apart each: 5.6 is the tolerance, the median is between
+    assert places[1].tolist() == places[2].tolist()
+    assert len(set(places[:, 0].tolist())) == 3
+
+
 def test_missing_columns_are_named() -> None:
     frame = slide("a", "HE", "S1", 0.5, 112, [(0, 0)]).drop(columns=["scanner", "case"])
     with pytest.raises(ManifestError, match=r"lack these columns: scanner, case; .*there are x, y"):

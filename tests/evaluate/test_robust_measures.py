@@ -1,12 +1,14 @@
 """Robustness measures on made-up features whose answers are known, and draws against plain loops."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from pathokd.evaluate import robust_views
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.resampling import Measure, Resampler
@@ -174,3 +176,36 @@ def test_thinning_keeps_places_whole() -> None:
     rows = thin(tiles, np.arange(len(tiles)), 40, seed=0)
     assert len(rows) == 40
     assert set(tiles.frame["pair_id"].iloc[rows].value_counts()) == {4}
+
+
+def test_a_site_of_one_case_is_no_robustness() -> None:
+    """A probe that never saw a site cannot tell it, which looked like a model that does not know the site."""
+    site = np.repeat(["A", "B", "C"], [60, 60, 20])
+    case = [f"{s}{i % 6 if s != 'C' else 0}" for i, s in enumerate(site)]
+    tiles = prepare(pd.DataFrame({"site": site, "case": case, "label": "t"}), "made up")
+    x = np.eye(3)[np.repeat([0, 1, 2], [60, 60, 20])] * 10
+    found = measure_probes(model(x), tiles)
+    assert "site_predictability" not in {m.name for m in found.measures}
+    assert ("site predictability", "too few cases to hold some out of site C") in found.not_shown
+    two = prepare(tiles.frame[tiles.frame["site"] != "C"], "made up")
+    assert value(measure_probes(model(x[:120]), two).measures, "site_predictability", "site").value == 1.0
+
+
+def test_severity_leaves_out_a_class_that_no_probe_would_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases are dealt to five parts: 0 and 5 share one, so a class of these two is never trained on when tested."""
+    case = np.repeat(np.arange(10), 6)
+    label = np.where(np.arange(60) % 2, "t", "s").astype("<U5")
+    label[np.isin(case, [0, 5]) & (np.arange(60) % 3 == 0)] = "rare"
+    frame = pd.DataFrame({"scanner": "S", "site": "A", "case": case.astype(str), "label": label})
+    tiles = prepare(frame, "made up", lambda row: np.zeros((4, 4, 3), np.uint8))
+    seen = {}
+
+    def curves(*args: Any, **settings: Any) -> pd.DataFrame:
+        seen["labels"], seen["parts"] = args[2], args[3]
+        return pd.DataFrame()
+
+    monkeypatch.setattr(robust_views, "severity_curves", curves)
+    assert tiles.read is not None
+    robust_views._severity(None, tiles.read, tiles, tiles.labelled(), 0)  # type: ignore[arg-type]
+    assert set(seen["labels"]) == {"s", "t"}
+    assert all(len(set(seen["parts"][seen["labels"] == c])) == 5 for c in "st")

@@ -209,3 +209,11 @@ def test_errors_say_what_to_do() -> None:
         performance_drops(np.array([[0.0], [1.0]]))
     with pytest.raises(ValueError, match="got none"):
         average_performance_drop()
+
+
+def test_cells_too_small_for_training_sets_are_one_sentence() -> None:
+    """They gave a division by zero and scikit-learn's words."""
+    x = np.random.default_rng(0).standard_normal((12, 3))
+    bio, centre = np.repeat(["a", "a", "b", "b"], 3), np.repeat(["s", "t", "s", "t"], 3)
+    with pytest.raises(ValueError, match="the smallest cell holds 1 training tiles of its class and centre, too few"):
+        confounded_accuracy(x, bio, centre, np.arange(12), splits=6, repetitions=2, strengths=(1.0,))

@@ -91,3 +91,8 @@ def test_unknown_architecture_and_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot build resnet18"):
         build_timm("resnet18", {}, device="meta")
     assert is_dynamic(build_timm("vit_tiny_patch16_224", {"dynamic_img_size": True}, device="meta"))
+
+
+def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
+    with pytest.raises(ValueError, match=r"has no model 'QQQQ': choose one of timm.list_models"):
+        build_timm("QQQQ", {})

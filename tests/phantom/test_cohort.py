@@ -122,3 +122,18 @@ def test_shipped_cohort_matches_the_code() -> None:
     assert len(found) == 16
     assert all((folder / row["path"]).is_file() and (folder / row["label_map"]).is_file() for row in found)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 12_000_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size_um": -3.0}, "size_um must be at least 60"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"quality": 0}, "quality must lie in 1..100, got 0 and 0"),
+    ],
+)
+def test_a_run_that_cannot_be_claims_no_folder(tmp_path: Path, changes: dict, message: str) -> None:
+    """The next run, with its mistake mended, was refused; with overwrite the old slides were gone."""
+    with pytest.raises(ValueError, match=message):
+        write_cohort(tmp_path, **{**SMALL, **changes})
+    assert not list(tmp_path.iterdir())

@@ -46,3 +46,12 @@ def test_errors(tmp_path: Path) -> None:
     (tmp_path / "map.json").unlink()
     with pytest.raises(ManifestError, match=r"map\.json is missing"):
         read_label_map(tmp_path / "map.png")
+
+
+@pytest.mark.parametrize("mpp", ["0", "-1", "NaN", "Infinity"])
+def test_a_pixel_size_that_cannot_be(tmp_path: Path, mpp: str) -> None:
+    """They gave a traceback, or tiles without labels and without a word."""
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "m.png")
+    (tmp_path / "m.json").write_text(f'{{"mpp": {mpp}, "classes": ["a"]}}')
+    with pytest.raises(ManifestError, match=r"cannot be read \(ValueError: mpp is .*microns per pixel"):
+        read_label_map(tmp_path / "m.png")

@@ -89,3 +89,26 @@ def test_nothing_found(tmp_path: Path) -> None:
         find_slides(tmp_path / "nowhere")
     with pytest.raises(ManifestError, match="an empty list"):
         find_slides([])
+
+
+def test_one_place_without_slides_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for nothing in (empty, f"{empty}/*.svs"):
+        with pytest.raises(ManifestError, match=r"No slides in .*empty"):
+            find_slides([folder, nothing])
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("path,key", "column key, which manifests or packed"),
+        ("path,size", "column size, which manifests or packed"),
+        ("path,case,case", "two columns case"),
+    ],
+)
+def test_columns_that_would_be_lost(tmp_path: Path, header: str, message: str) -> None:
+    """`pathokd pack` failed in pandas' words, wrote bytes over a size, and of two columns the last was taken."""
+    (tmp_path / "slides.csv").write_text(f"{header}\na.svs,x,y\n")
+    with pytest.raises(ManifestError, match=message):
+        find_slides(tmp_path / "slides.csv")
