@@ -37,6 +37,7 @@ CONTROL = "clean / perturbed, longer (the control)"
 ARMS: dict[str, list[str]] = {
     CONTROL: [],
     "clean / perturbed, five times as long": ["longer"],
+    "the first stage once more, half as long": ["again"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
@@ -164,9 +165,13 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     recipe["model"]["ema_momentum"] = 2 * [sizes.first_steps / (sizes.first_steps + 20)]  # ends 20 steps behind
     recipe["data"] |= {"tiles": str(shared / "originals"), "val_fraction": 0.0, "workers": 0}
     fit(seeded(recipe, seed, sizes.first_steps), out, f"first_{seed}", first)
+    name = f"{slug(ARMS[arm])}_{seed}"
+    if "again" in ARMS[arm]:
+        recipe["model"]["student"]["init"] = str(first)
+        fit(seeded(recipe, seed + 1000, sizes.first_steps // 2), out, name, out / "students" / name)  # other views
+        return
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
     recipe["model"]["student"] = {**built.spec, "init": str(first)}
-    name = f"{slug(ARMS[arm])}_{seed}"
     steps = sizes.steps * (5 if "longer" in ARMS[arm] else 1)
     fit(seeded(recipe, seed, steps), out, name, out / "students" / name)
 
