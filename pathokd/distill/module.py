@@ -17,7 +17,7 @@ from pathokd.distill.cached import CachedTeacher, open_teacher
 from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
-from pathokd.distill.objective import Objective, Tokens, distinct_names
+from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
 from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
@@ -235,8 +235,8 @@ class DistillationModule(L.LightningModule):
             self.log("train/loss", means[0], prog_bar=True)
             self.log_dict({f"train/{name}": mean for name, mean in zip(losses.parts, means[1:], strict=True)})
             for name, student in self.trainees.items():
-                shared = zip(distinct_names(self.objectives), self.objectives, student.weights(), strict=True)
-                weights = {under(name, f"weight/{key}"): weight for key, o, weight in shared if o.share is not None}
+                shared = zip(student.objectives.items(), student.weights(), strict=True)
+                weights = {under(name, f"weight/{key}"): weight for (key, o), weight in shared if o.share is not None}
                 self.log_dict({f"train/{key}": weight for key, weight in weights.items()})
         parts = {name: part.detach() for name, part in losses.parts.items()}
         return {"loss": losses.total, "mean": means[0], "parts": parts}
@@ -245,7 +245,7 @@ class DistillationModule(L.LightningModule):
         """All objectives of all students on a batch; each network sees each view once."""
         targets, crops = self._targets_of(batch), self._known_crops()
         shared = Shared(batch, targets, crops, self._teacher_of, self.prototype_head, self._temperature)
-        start = random_state(self.device)
+        start = random_state(self.device) if len(self.students) > 1 else {}
         each: dict[str, Losses] = {}
         for name, student in self.trainees.items():
             # Others draw what the first one drew and leave no trace, so that its run is the same with or without them.
@@ -274,10 +274,9 @@ class DistillationModule(L.LightningModule):
         """The fixed prototypes for `tokens` of teacher `key`."""
         return self.prototypes[head_key(key, tokens)]  # type: ignore[return-value]
 
-    def _temperature(self, objective: Objective, loss: PrototypeLoss) -> float:
+    def _temperature(self, name: str, loss: PrototypeLoss) -> float:
         """Of the teacher at this step; outside a run, that of its end."""
-        number = [each is objective for each in self.objectives].index(True)
-        planned = self.temperatures.get(distinct_names(self.objectives)[number])
+        planned = self.temperatures.get(name)
         if planned is None:
             return loss.teacher_temperature[1]
         return float(planned[min(self.global_step, len(planned) - 1)])

@@ -24,7 +24,7 @@ class Shared(NamedTuple):
         crops: of the data.
         teacher_of: key of the teacher that an objective asks.
         prototypes: fixed head of a teacher for its tokens.
-        temperature: of the teacher at this step, for an objective on prototypes.
+        temperature: of the teacher at this step, by the name of the objective.
     """
 
     batch: TileBatch
@@ -32,11 +32,11 @@ class Shared(NamedTuple):
     crops: Collection[str]
     teacher_of: Callable[[Objective], str]
     prototypes: Callable[[str, Tokens], PrototypeHead]
-    temperature: Callable[[Objective, PrototypeLoss], float]
+    temperature: Callable[[str, PrototypeLoss], float]
 
 
-def term(objective: Objective, net: ProjectedStudent, seen: StudentCache, shared: Shared) -> Tensor:
-    """What `objective` is worth of the student `net`, a scalar without its weight."""
+def term(name: str, objective: Objective, net: ProjectedStudent, seen: StudentCache, shared: Shared) -> Tensor:
+    """What `objective`, called `name` in its run, is worth of the student `net`, a scalar without its weight."""
     loss, teacher, targets = objective.loss, shared.teacher_of(objective), shared.targets
     if isinstance(loss, SpreadLoss):
         return spread_term(objective, loss, seen)
@@ -47,7 +47,7 @@ def term(objective: Objective, net: ProjectedStudent, seen: StudentCache, shared
     if isinstance(loss, RelationLoss):
         return relation_term(objective, loss, teacher, seen, targets, shared.crops)
     if isinstance(loss, PrototypeLoss):
-        head, temperature = shared.prototypes(teacher, objective.tokens), shared.temperature(objective, loss)
+        head, temperature = shared.prototypes(teacher, objective.tokens), shared.temperature(name, loss)
         return prototype_term(objective, loss, teacher, net, head, seen, targets, shared.crops, temperature)
     return alignment_term(objective, loss, teacher, net, seen, targets, shared.crops)
 

@@ -47,16 +47,21 @@ class Trainee(nn.Module):
         averaged = self.net if self.ema is None else self.ema.model
         return averaged  # type: ignore[return-value]
 
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The objectives by the names of their parts."""
+        return dict(zip(distinct_names(self._objectives), self._objectives, strict=True))
+
     def losses(self, shared: Shared) -> Losses:
         """All objectives on a batch; the network sees each view once."""
         seen = StudentCache(self.net, shared.batch["views"])
-        parts = [term(objective, self.net, seen, shared) for objective in self._objectives]
+        parts = {name: term(name, objective, self.net, seen, shared) for name, objective in self.objectives.items()}
         if self.balance is not None and self.training:
-            self.balance.update(torch.stack(parts))
-        total = parts[0].new_zeros(())
-        for weight, part in zip(self.weights(), parts, strict=True):
+            self.balance.update(torch.stack([*parts.values()]))
+        total = next(iter(parts.values())).new_zeros(())
+        for weight, part in zip(self.weights(), parts.values(), strict=True):
             total = total + weight * part
-        return Losses(total, dict(zip(distinct_names(self._objectives), parts, strict=True)))
+        return Losses(total, parts)
 
     def weights(self) -> list[Any]:
         """Factor of each objective at this moment: its own, or what keeps it at its share."""
