@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from pathokd._version import __version__
+from pathokd.cli.wording import OneSentence, sentence
 from pathokd.errors import PathokdError
 
 VERBS: dict[str, str] = {
@@ -93,7 +92,7 @@ def main(args: list[str]) -> int:
 
 
 def _sentence(error: BaseException) -> str:
-    return str(error).strip() or type(error).__name__
+    return sentence(str(error)) or type(error).__name__
 
 
 def _run_verb(verb: str, args: list[str]) -> int:
@@ -112,15 +111,17 @@ def _run_verb(verb: str, args: list[str]) -> int:
     return function(**vars(parsed))
 
 
-class VerbParser(ArgumentParser):
+class VerbParser(OneSentence):
     """Shows options as they are typed: `--tile-px`, and flags without a value."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Help text with dashes."""
-        text = re.sub(
-            r"--[a-z][a-z0-9_]*", lambda match: match.group().replace("_", "-"), super().format_help(*args, **kwargs)
-        )
+        text = self.typed(super().format_help(*args, **kwargs))
         return text.replace(" {true,false}", "").replace("bool, default", "flag, default")
+
+    def typed(self, text: str) -> str:
+        """Dashes instead of underscores in options."""
+        return re.sub(r"--[a-z][a-z0-9_]*", lambda match: match.group().replace("_", "-"), text)
 
 
 def _argument_help(function: Callable[..., Any], name: str) -> str:

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from pathokd.cli.training_cost import SayCost
+from pathokd.cli.wording import OneSentence
 from pathokd.data.datamodule import TileDataModule
 from pathokd.distill.callbacks import (
     AtomicCheckpointIO,
@@ -31,6 +32,10 @@ from pathokd.distill.stopping import StopOnSignal
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
 from pathokd.models.sharded import is_checkpoint, sweep_half
+
+
+class TrainParser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, which answers in a sentence."""
 
 
 class KeepConfig(SaveConfigCallback):
@@ -151,6 +156,8 @@ def train(subcommand: str, args: list[str]) -> TrainCLI:
                 "use_distributed_sampler": False,
             },
             auto_configure_optimizers=False,
+            parser_class=TrainParser,
+            parser_kwargs={"prog": "pathokd"},
             args=[subcommand, *args],
         )
     except MisconfigurationException as error:  # what Lightning does not accept

@@ -65,7 +65,7 @@ def prepare(out: Path) -> None:
         )  # fmt: skip
     for tiles, slides in (("", out / "cohort/slides.csv"), ("eval_", "tile_data/phantom/slides.csv")):
         if not (out / f"{tiles}packed/index.parquet").is_file():
-            pathokd("tile", slides, "--out", out / f"{tiles}tiles")
+            pathokd("tile", slides, "--out", out / f"{tiles}tiles", "--allow-upsampling")  # S55 has .549 um/px
             pathokd("pack", out / f"{tiles}tiles", "--out", out / f"{tiles}packed")
     pathokd("cache", "tile_data/teacher", out / "packed", "--tokens", "patches", "--out", out / "targets")
     for rank in {part.removeprefix("denoise") for parts in ARMS.values() for part in parts if "denoise" in part}:

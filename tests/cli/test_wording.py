@@ -1,0 +1,87 @@
+"""A wrong argument or recipe is answered by one sentence that names it, without the page of options."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pathokd.cli.main import main
+from pathokd.cli.wording import sentence
+
+RECIPE = Path(__file__).parents[2] / "configs/distill/quickstart.yaml"
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capsys.readouterr()
+    try:
+        code: Any = main(args)
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (
+            {"data": {"registered": {"case": "case", "conditions": ["stain", "scanner"], "reference": ["a"]}}},
+            1,
+            "reference must have one value for each of the conditions stain, scanner, got a.",
+        ),
+        (
+            {"model": {"objectives": [{"loss": "pathokd.losses.CosineSmoothL1", "tokens": "clss"}]}},
+            2,
+            "model.objectives.tokens: expected one of 'cls', 'patches', got clss;",
+        ),
+        (
+            {"model": {"objectives": [{"loss": "pathokd.losses.CosineSmothL1"}]}},
+            2,
+            "model.objectives.loss: module 'pathokd.losses' has no attribute 'CosineSmothL1';",
+        ),
+        ({"model": {"teachers": {"a": {"weights": "x", "precison": "bf16"}}}}, 2, "'precison' is not an option;"),
+        (
+            {"data": {"photometric": {"student": [{"class_path": "StudentView", "init_args": {"strength": 7.0}}]}}},
+            1,
+            "strength must lie within 0 to 1, got 7.0.",
+        ),
+    ],
+)
+def test_a_faulty_recipe(
+    change: dict[str, Any], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(change), encoding="utf-8")
+    words = ["fit", "--config", str(RECIPE), "--config", str(tmp_path / "wrong.yaml"), "--out", str(tmp_path / "run")]
+    got, text = refused(words, capsys)
+    assert got == code
+    assert text.startswith("pathokd fit: ")
+    assert said in text
+    assert len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            ["tile", "x", "--out", "y", "--tile-px", "a"],
+            "pathokd tile: --tile-px: expected int, got a; pathokd tile",
+        ),
+        (["tile", "x", "--out", "y", "--tile-pix", "7"], "--tile-pix 7 (did you mean --tile-px?)"),
+        (["tile", "x", "--out", "y", "--border", "out"], "--border: expected one of 'inside', 'cover', got out;"),
+        (["tile"], "required: out, slides;"),
+        (["fit", "--config", str(RECIPE), "--trainer.maxsteps", "2"], "(did you mean --trainer.max_steps"),
+        (["fit", "--config", str(RECIPE), "--trainer.max_steps", "x"], "--trainer.max_steps: expected int, got x;"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_argument(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = refused(args, capsys)
+    assert code == 2
+    assert said in text
+    assert len(text.strip().splitlines()) == 1
+
+
+def test_other_text_stays_as_it_is() -> None:
+    ours = "Two things are wrong:\n- the slide\n- the stain"
+    assert sentence(f" {ours}\n") == ours
