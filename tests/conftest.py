@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
 
 from pathokd.phantom import write_pyramid
 from pathokd.slides.manifest import TileManifest, TileSpec
+
+hypothesis.settings.register_profile("pathokd", deadline=None)  # a slow machine is no defect
+hypothesis.settings.load_profile("pathokd")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -69,6 +70,9 @@ class TrainCLI(LightningCLI):
         """Turn `--out` and `--resume` into what Lightning knows."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.out
+        if config.trainer.accelerator == "auto" and MPSAccelerator.is_available():
+            config.trainer.accelerator = "cpu"  # MPS has no fp64, in which statistics are summed
+            warnings.filterwarnings("ignore", "GPU available but not used")
         checkpoints = Path(config.out) / "checkpoints"
         if config.resume:
             if not is_checkpoint(checkpoints / "last.ckpt"):

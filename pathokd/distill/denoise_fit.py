@@ -21,6 +21,7 @@ from pathokd.distill.prototype_fit import teacher_settings
 from pathokd.distill.prototype_tokens import check_loading
 from pathokd.files import check_header, make_header
 from pathokd.models.denoise import SCHEMA, TokenKind, read_denoiser, write_denoiser
+from pathokd.models.device import double
 from pathokd.models.teacher import Teacher
 from pathokd.progress import Bars
 
@@ -82,7 +83,7 @@ class PlaceMoments:
 
     def add(self, tokens: Float[Tensor, "conditions positions dim"]) -> None:
         """Take in one place under all its conditions; patch tokens position by position."""
-        t = tokens.double()
+        t = double(tokens)
         rows, off = t.flatten(0, 1), (t - t.mean(0)).flatten(0, 1)
         self.n += len(rows)
         self._sum += rows.sum(0).cpu()

@@ -95,7 +95,7 @@ def fit_prototypes(
     """Make OUT/prototypes.safetensors. Tokens lie in OUT/tokens meanwhile; a run that was cut off goes on there.
 
     Args:
-        teacher: on its device, which k-means uses too.
+        teacher: on its device, which k-means uses too unless it is Apple's MPS, which has no fp64 for its sums.
         source: tiles.
         out: folder.
         spec: how.
@@ -126,11 +126,12 @@ def fit_prototypes(
         check_header(json.loads((work / "header.json").read_text(encoding="utf-8")), header, work)
     _check_size(teacher, len(source), spec)
     write_json(work / "header.json", header)
+    device = torch.device("cpu") if teacher.device.type == "mps" else teacher.device
     with Bars() as bars:
         shards = extract_tokens(teacher, source, spec.tokens, work, batch_size=batch_size, workers=workers, bars=bars)
         heads, results = {}, {}
         for kind in KINDS:
-            heads[kind], results[kind] = _head(shards, kind, spec, teacher.device, bars)
+            heads[kind], results[kind] = _head(shards, kind, spec, device, bars)
     write_heads(folder, heads, {**header, "results": {kind: result._asdict() for kind, result in results.items()}})
     shutil.rmtree(work)
     return {str(kind): result for kind, result in results.items()}

@@ -86,10 +86,15 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Refuse what is not tested or cannot be, and processes that do not know of each other.
 
     Raises:
-        TrainingError: another strategy, half precision throughout, no batch to a step, or `torchrun` started more
-            processes than the trainer counts.
+        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step, or
+            `torchrun` started more processes than the trainer counts.
     """
     strategy = trainer.strategy
+    if strategy.root_device.type == "mps":
+        raise TrainingError(
+            "Training sums the statistics of its targets in fp64, which Apple's MPS does not have: set "
+            "trainer.accelerator to cpu."
+        )
     if str(trainer.precision) in ("bf16-true", "16-true"):
         raise TrainingError(
             f"trainer.precision is {trainer.precision}, which would round the teacher's normalisation, the targets' "

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pathokd.models.device import double
+
 StoredDtype = Literal["fp32", "fp16", "int8"]
 
 _LEVELS = 127
@@ -36,7 +38,7 @@ class SecondMoments:
 
     def update(self, x: Float[Tensor, "*batch dim"]) -> None:
         """Take the rows of `x` in."""
-        rows = x.detach().reshape(-1, x.shape[-1]).double()
+        rows = double(x.detach().reshape(-1, x.shape[-1]))
         if not len(rows):
             return
         batch_mean = rows.mean(dim=0)

@@ -1,6 +1,7 @@
 """Where models run."""
 
 import torch
+from torch import Tensor
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,3 +23,8 @@ def choose_device(name: str) -> torch.device:
             f"device {name} was asked for and torch sees {count} {device.type} device(s) here: take auto or cpu."
         )
     return device
+
+
+def double(x: Tensor) -> Tensor:
+    """In fp64, on its device; on the CPU if that is Apple's MPS, which has none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()

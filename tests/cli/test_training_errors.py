@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.accelerators import MPSAccelerator
 
 from pathokd.cli.main import main
 
@@ -99,3 +100,17 @@ def test_another_checkpoint_is_one_sentence(
     for verb, more in (("validate", []), ("fit", ["--resume", "true"])):
         sentence = said(verb, *more)
         assert "blocks.1.norm1.weight is not in it, and (16,) in this run" in sentence
+
+
+def test_a_mac_trains_on_its_processor(
+    tiny_teacher: Path,
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Lightning's own choice there is MPS, which has no fp64."""
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    config = recipe(tiny_teacher, packed)
+    del config["trainer"]["accelerator"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0

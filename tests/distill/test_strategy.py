@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from pathokd.distill.strategy import FullyShardedStrategy, compile_student
+from pathokd.distill.strategy import FullyShardedStrategy, check_strategy, compile_student
+from pathokd.errors import TrainingError
 from pathokd.models import StudentSpec
 from pathokd.models.encoder import Encoder
 from pathokd.models.student import build_student
@@ -54,3 +55,9 @@ def test_every_block_of_a_sharded_student_is_compiled(alone: DeviceMesh, drop_pa
     if drop_path_rate == 0:
         for mine, wanted in zip(found, gradients(plain), strict=True):
             torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_device_without_fp64_is_refused() -> None:
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("mps", 0)))
+    with pytest.raises(TrainingError, match=r"set trainer\.accelerator to cpu"):
+        check_strategy(trainer)  # type: ignore[arg-type]
