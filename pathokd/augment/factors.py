@@ -149,14 +149,14 @@ class ScannerJitter(A.ImageOnlyTransform):
         unknown = [name for name in chosen if name not in FACTORS]
         if unknown:
             raise ValueError(f"there is no scanner factor {unknown[0]!r}: choose from {', '.join(FACTORS)}.")
-        self._probabilities = [(factor, chosen[name]) for name, factor in FACTORS.items() if name in chosen]
+        self._probabilities = [(name, chosen[name]) for name in FACTORS if name in chosen]
 
     def get_params(self) -> dict[str, Any]:
         """Draw factors, their severities and a seed."""
         draw = self.py_random
         drawn = [
-            (factor.name, draw.uniform(*self.severity))
-            for factor, probability in self._probabilities
+            (name, draw.uniform(*self.severity))
+            for name, probability in self._probabilities
             if draw.random() < probability
         ]
         return {"drawn": drawn, "scanner_seed": draw.getrandbits(31)}

@@ -1,6 +1,8 @@
 """The DataModule: disjoint splits, and batches that depend on seed, epoch and tile alone."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import albumentations as A
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pathokd.augment import ScannerJitter, ScannerSwap, StainJitter, StainSwap, StudentView
 from pathokd.data.datamodule import TileDataModule, split_rows
 from pathokd.data.views import Geometry
 from pathokd.errors import ManifestError
@@ -132,3 +135,15 @@ def test_loader_state_counts_batches_handed_out_not_read_ahead(packed: Path) -> 
     resumed = module(packed, workers=2).train_dataloader()
     resumed.load_state_dict({**loader.state_dict(), "done": 1})
     assert [batch["key"] for batch, _ in zip(resumed, range(2), strict=False)] == first
+
+
+@pytest.mark.parametrize("augment", [StudentView(1.0), ScannerJitter(), ScannerSwap(), StainJitter(), StainSwap()])
+def test_workers_may_be_started_afresh(augment: A.BasicTransform, packed: Path) -> None:
+    """macOS, Windows and Python 3.14 do not fork: a worker gets its dataset, views and sampler pickled."""
+    data = module(packed)
+    data.photometric = {"student": [augment]}
+    loader: Any = data.train_dataloader()
+    again = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
+    for draw in next(iter(loader.batch_sampler)):
+        mine, other = loader.dataset[draw], again[0][draw]
+        assert np.array_equal(mine["views"]["student"], other["views"]["student"])
