@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pathokd.augment import ScannerJitter, ScannerSwap, StainJitter, StainSwap, StudentView
+from pathokd.augment import ScannerJitter, ScannerSwap, StainSwap, StudentView
 from pathokd.data.datamodule import TileDataModule, split_rows
 from pathokd.data.views import Geometry
 from pathokd.errors import ManifestError
@@ -137,11 +137,11 @@ def test_loader_state_counts_batches_handed_out_not_read_ahead(packed: Path) -> 
     assert [batch["key"] for batch, _ in zip(resumed, range(2), strict=False)] == first
 
 
-@pytest.mark.parametrize("augment", [StudentView(1.0), ScannerJitter(), ScannerSwap(), StainJitter(), StainSwap()])
+@pytest.mark.parametrize("augment", [StudentView(1.0), ScannerJitter(), ScannerSwap(), StainSwap()])
 def test_workers_may_be_started_afresh(augment: A.BasicTransform, packed: Path) -> None:
     """macOS, Windows and Python 3.14 do not fork: a worker gets its dataset, views and sampler pickled."""
-    data = module(packed)
-    data.photometric = {"student": [augment]}
+    data = TileDataModule(str(packed), batch_size=8, geometry=Geometry(32), photometric={"student": [augment]})
+    data.setup()
     loader: Any = data.train_dataloader()
     again = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
     for draw in next(iter(loader.batch_sampler)):
