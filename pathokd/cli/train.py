@@ -35,6 +35,9 @@ from pathokd.files import write_text
 from pathokd.models.sharded import is_checkpoint, sweep_half
 
 
+USAGE = "pathokd {verb} --config RECIPE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]"
+
+
 class TrainParser(OneSentence, LightningArgumentParser):
     """Lightning's parser, which answers in a sentence."""
 
@@ -161,7 +164,7 @@ def train(subcommand: str, args: list[str]) -> TrainCLI:
             },
             auto_configure_optimizers=False,
             parser_class=TrainParser,
-            parser_kwargs={"prog": "pathokd"},
+            parser_kwargs={"prog": "pathokd", subcommand: {"usage": USAGE.format(verb=subcommand)}},
             args=[subcommand, *args],
         )
     except MisconfigurationException as error:  # what Lightning does not accept

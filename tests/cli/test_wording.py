@@ -85,3 +85,12 @@ def test_a_wrong_argument(args: list[str], said: str, capsys: pytest.CaptureFixt
 def test_other_text_stays_as_it_is() -> None:
     ours = "Two things are wrong:\n- the slide\n- the stain"
     assert sentence(f" {ours}\n") == ours
+
+
+def test_help_begins_with_how_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "usage: pathokd fit --config RECIPE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]"
+    assert "--model.ema_momentum" in out
