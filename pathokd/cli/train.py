@@ -34,7 +34,6 @@ from pathokd.errors import TrainingError
 from pathokd.files import write_text
 from pathokd.models.sharded import is_checkpoint, sweep_half
 
-
 USAGE = "pathokd {verb} --config RECIPE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]"
 
 
