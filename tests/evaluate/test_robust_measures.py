@@ -119,6 +119,54 @@ def test_margins_under_the_draw_that_takes_each_once() -> None:
     assert f0[0] == pytest.approx(summary.f0)
 
 
+def test_a_draw_without_a_margin_has_none() -> None:
+    """It was given the lowest margin of all, which pulled the interval down."""
+    margin = np.array([np.nan, np.nan, -0.9, 0.1, 0.2])
+    weights = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]], np.float32)
+    for drawn, wanted in zip(margin_draws(margin, weights), (0.1, -0.9, 1 / 3), strict=True):
+        assert np.isnan(drawn[0])
+        assert drawn[1] == pytest.approx(wanted)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_probe_of_a_staining_with_few_cases() -> None:
+    """Draws that hold none of its cases gave a warning of numpy's, and no mean over stainings."""
+    tiles, x, _ = made()
+    keep = (tiles.frame["stain"] == "HE") | tiles.frame["case"].isin(["c0", "c1"])
+    some = prepare(tiles.frame[keep].drop(columns=["condition", "key"]), "fewer")
+    found = measure_probes(model(x[keep.to_numpy()]), some).measures
+    for name in ("probe_accuracy", "probe_ece"):
+        draws = value(found, name, "other scanner").draws
+        assert draws is not None
+        assert np.isfinite(draws).all()
+
+
+def test_the_performance_drop_is_over_all_stainings() -> None:
+    """It was that of the first staining by name, HE: confounding under violet alone went unseen."""
+    tiles, x, on_b = made(2)
+    a_class, violet = (tiles.frame["label"] == "a").to_numpy(), (tiles.frame["stain"] == "violet").to_numpy()
+    x = np.random.default_rng(1).standard_normal(x.shape) * 0.5
+    x[:, 0] += np.where(a_class, 1.0, -1.0)
+    bound = x.copy()
+    bound[violet, 1] += np.where(on_b, 30.0, -30.0)[violet]
+    apart = prepare(tiles.frame.drop(columns=["case", "condition", "key"]), "no cases")
+
+    def drop(tiles: PairedSet, x: np.ndarray) -> Measure:
+        return value(
+            measure_neighbours(model(x), tiles, Settings(k=3, trials=1, repetitions=4)).measures, "apd", "scanner"
+        )
+
+    def of(stain: str) -> Measure:
+        rows = (apart.frame["stain"] == stain).to_numpy()
+        return drop(prepare(apart.frame[rows].drop(columns=["condition", "key"]), stain), bound[rows])
+
+    both = drop(apart, bound)
+    assert of("violet").value < of("HE").value
+    assert both.value == pytest.approx((of("violet").value + of("HE").value) / 2)
+    assert both.n == of("violet").n + of("HE").n
+    assert both.n_groups == 8
+
+
 def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
     tiles, place, other = made()
     shown = place.copy()
