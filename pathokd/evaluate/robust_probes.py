@@ -77,14 +77,17 @@ def thin(tiles: PairedSet, rows: Rows, at_most: int, seed: int) -> Rows:
 def _predictability(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> list[Measure]:
     rows = thin(tiles, np.arange(len(tiles)), MAX_TILES, seed)
     y = tiles.column(name, rows)
-    groups = tiles.column("pair_id" if tiles.registered else tiles.apart_column(), rows)
+    # A place is seen under every scanner and staining, but a case comes from one site: a probe that had seen the case
+    # would know its site by that.
+    apart = "pair_id" if tiles.registered and name != "site" else tiles.apart_column()
+    groups = tiles.column(apart, rows)
     x = model.load(rows)
     predicted = y.copy()
     for train, test in _folds(groups):
         unseen = np.setdiff1d(y[test], y[train])  # no probe can know them, and would look robust for it
         if len(unseen) or len(np.unique(y[train])) < 2:
             whose = f"{name} {unseen[0]}" if len(unseen) else f"each {name}"
-            raise ValueError(f"too few {tiles.apart_column()}s to hold some out of {whose}")
+            raise ValueError(f"too few {apart}s to hold some out of {whose}")
         predicted[test] = fit(x[train], y[train], groups[train], seed).predict(x[test])
     resampler = Resampler(tiles.column(tiles.unit_column(), rows), seed)
     draws = accuracy_draws(y, predicted, resampler)

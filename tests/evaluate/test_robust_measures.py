@@ -88,6 +88,17 @@ def test_kept_pairs_are_read_back_and_one_missing_is_made_again(tmp_path: Path) 
     pd.testing.assert_frame_equal(first.pairs, again.pairs, rtol=1e-5, atol=1e-6)
 
 
+def test_a_second_run_gives_the_same_intervals_to_the_last_digit(tmp_path: Path) -> None:
+    """Kept draws are single precision, and the first run gave its own in double."""
+    tiles, x, _ = made()
+    resampler = Resampler(tiles.column("case", tiles.rows["HE_A"]))
+    x = x + np.random.default_rng(2).standard_normal(x.shape)
+    first, second = (measure_retrieval(model(x), tiles, resampler, tmp_path) for _ in range(2))
+    pd.testing.assert_frame_equal(first.pairs, second.pairs, check_exact=True)
+    for one, other in zip(first.measures, second.measures, strict=True):
+        assert np.array_equal(one.interval, other.interval)
+
+
 def test_robustness_index_pools_stainings() -> None:
     tiles, place, other = made()
     x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)
@@ -237,6 +248,23 @@ def test_a_site_of_one_case_is_no_robustness() -> None:
     assert ("site predictability", "too few cases to hold some out of site C") in found.not_shown
     two = prepare(tiles.frame[tiles.frame["site"] != "C"], "made up")
     assert value(measure_probes(model(x[:120]), two).measures, "site_predictability", "site").value == 1.0
+
+
+def test_the_site_is_not_told_by_cases_already_seen() -> None:
+    """Of registered tiles places were held out, and other places of the same case gave its site away: 100 %."""
+    rows = [
+        {"pair_id": f"p{p}", "stain": "HE", "scanner": scanner, "case": f"c{p // 6}", "site": f"s{p // 6 % 2}"}
+        for scanner in "AB"
+        for p in range(96)
+    ]
+    tiles = prepare(pd.DataFrame(rows), "sites")
+    case = np.unique(tiles.frame["case"], return_inverse=True)[1]
+    told = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = 2 * rng.standard_normal((16, 24))[case] + 0.3 * rng.standard_normal((len(tiles), 24))
+        told.append(value(measure_probes(model(x), tiles).measures, "site_predictability", "site").value)
+    assert np.mean(told) < 0.7  # nothing of the site shows
 
 
 def test_severity_leaves_out_a_class_that_no_probe_would_know(monkeypatch: pytest.MonkeyPatch) -> None:
