@@ -62,8 +62,10 @@ def _shown(table: pd.DataFrame, conditions: Mapping[str, Condition]) -> tuple[st
         held_by, shown_by = ({name: getattr(c, which) for name, c in conditions.items()} for which in (held, shown))
         same = ends["first"].map(held_by) == ends["second"].map(held_by)
         if same.any():
-            named = {end: table[end][same].map(shown_by) for end in ends}
-            return f"{kind} (mean over {'stainings' if kind == 'scanner' else 'scanners'})", table[same].assign(**named)
+            kept = table[same].copy()
+            for end in ends:
+                kept[end] = kept[end].map(shown_by)
+            return f"{kind} (mean over {'stainings' if kind == 'scanner' else 'scanners'})", kept
     return "condition", table
 
 
