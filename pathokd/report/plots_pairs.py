@@ -33,6 +33,7 @@ def heatmaps(pairs: pd.DataFrame, metric: str, models: Sequence[str], conditions
         size = len(next(iter(matrices.values()))[0])
         side = 1.1 + 0.5 * size
         made, axes = grid(1, len(models), side + 0.3, side)
+        made.set_layout_engine("compressed")  # for square panels; "constrained" cuts their titles off
         low = min(np.nanmin(values) for _, values in matrices.values())
         for number, (model, (names, values)) in enumerate(matrices.items()):
             ax = axes[0][number]

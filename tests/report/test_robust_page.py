@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import prepare
@@ -15,7 +16,7 @@ from pathokd.metrics.aggregate import Condition
 from pathokd.report import plots_pairs
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
-from pathokd.report.style import colours, markers
+from pathokd.report.style import colours, markers, styled
 
 PLACES = 24
 
@@ -220,6 +221,25 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
     assert [one.name for one in drawn] == ["severity_accuracy", "severity_cosine"]
     line = drawn[0].made.axes[0].lines[0]
     assert line.get_ydata().tolist() == [1.0, 0.75, 0.5]
+
+
+@pytest.mark.parametrize(("stainings", "models"), [(4, 3), (8, 2), (10, 2)])
+def test_a_heat_map_lies_within_its_figure(stainings: int, models: int) -> None:
+    """Of eight conditions the models' names and the lowest label were cut off."""
+    conditions = {f"stain-{number}_A": Condition(f"stain-{number}", "A") for number in range(stainings)}
+    names = list("abc"[:models])
+    columns = ["model", "first", "second", "metric", "first_to_second", "second_to_first"]
+    rows = [(name, a, b, "top10", 0.5, 0.6) for name in names for a, b in itertools.combinations(conditions, 2)]
+    made = plots_pairs.heatmaps(pd.DataFrame(rows, columns=columns), "top10", names, conditions)
+    canvas = FigureCanvasAgg(made)
+    with styled():
+        canvas.draw()
+    for axes in made.axes:
+        box = axes.get_tightbbox(canvas.get_renderer())
+        assert box is not None
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= made.bbox.x1
+        assert box.y1 <= made.bbox.y1
 
 
 def test_no_two_names_look_alike() -> None:
