@@ -193,8 +193,20 @@ class StepEnds(Callback):
             epochs.increment_started()
 
     def ended_step(self, trainer: L.Trainer) -> bool:
-        """Whether the batch that just ended did."""
-        return trainer.global_step != self._step_before
+        """Whether the batch that just ended did, with more to come.
+
+        Not after the last batch of all: what is saved there counts as trained to the end, and a run killed in the final
+        validation would be resumed without one. `LastCheckpoint` writes that state when all is done.
+        """
+        return trainer.global_step != self._step_before and not _was_last(trainer)
+
+
+def _was_last(trainer: L.Trainer) -> bool:
+    """Whether the batch that just ended was the last of the training."""
+    if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        return True
+    last_epoch = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+    return last_epoch and trainer.is_last_batch
 
 
 class LastCheckpoint(StepEnds, ModelCheckpoint):

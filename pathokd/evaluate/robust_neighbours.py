@@ -16,7 +16,12 @@ from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
 from pathokd.evaluate.resampling import Draws, Measure, Resampler, ratio
 from pathokd.metrics.clustering import clustering_score
-from pathokd.metrics.confounding import average_performance_drop, confounded_accuracy, performance_drops
+from pathokd.metrics.confounding import (
+    ConfoundedAccuracy,
+    average_performance_drop,
+    confounded_accuracy,
+    performance_drops,
+)
 from pathokd.metrics.neighbours import TYPES, Neighbours, typed_neighbours
 from pathokd.metrics.robustness import (
     TAIL,
@@ -253,14 +258,14 @@ def margin_draws(margin: npt.NDArray[np.float64], weights: npt.NDArray[np.float3
         weights: (resamples, n).
 
     Returns:
-        Three arrays, (resamples,).
+        Three arrays, (resamples,); NaN for a resample without a margin.
     """
     order = np.flatnonzero(np.isfinite(margin))
     order = order[np.argsort(margin[order], kind="stable")]
     m, w = margin[order], weights[:, order].astype(np.float64)
     total = np.cumsum(w, axis=1)
     whole = total[:, -1:]
-    median = m[np.argmax(total >= whole / 2, axis=1)]
+    median = np.where(whole[:, 0] > 0, m[np.argmax(total >= whole / 2, axis=1)], np.nan)
     in_tail = total - w < TAIL * whole
     ltm10 = ratio((w * in_tail) @ m, (w * in_tail).sum(axis=1))
     f0 = ratio(w @ (m <= 0), whole[:, 0])
@@ -296,7 +301,48 @@ def _confounding(
     settings: Settings,
     curves: list[pd.DataFrame],
 ) -> list[Measure]:
-    x, rows = features[0].numpy(), parts[0]
+    """APD within each held condition, and over all of them that hold enough tiles."""
+    found, reasons = [], []
+    for x, rows in zip(features, parts, strict=True):
+        try:
+            found.append(_confounded(x.numpy(), rows, tiles, confounder, settings))
+        except ValueError as error:
+            reasons.append(str(error))
+    if not found:
+        raise ValueError(reasons[0])
+    drop = average_performance_drop(*(each.in_domain for each in found))
+    # Held conditions differ for good, so repetitions are drawn within each.
+    drawn = np.mean(
+        [
+            Resampler(np.arange(settings.repetitions), settings.seed + number).means(performance_drops(each.in_domain))
+            for number, each in enumerate(found)
+        ],
+        axis=0,
+    )
+    accuracy = np.stack([each.in_domain for each in found])
+    spread = 1.96 * np.sqrt(accuracy.var(axis=2, ddof=1).sum(axis=0) / accuracy.shape[2]) / len(found)
+    mean = accuracy.mean(axis=(0, 2))
+    n = sum(each.n_in_domain for each in found)
+    curves.append(
+        pd.DataFrame(
+            {
+                "confounder": confounder,
+                "cramers_v": np.mean([each.cramers_v for each in found], axis=0),
+                "domain": "in",
+                "accuracy": mean,
+                "low": mean - spread,
+                "high": mean + spread,
+                "n": n,
+            }
+        )
+    )
+    return [Measure("apd", confounder, drop.apd, n, drop.n, drawn if settings.repetitions > 1 else None)]
+
+
+def _confounded(
+    x: npt.NDArray[np.float32], rows: Rows, tiles: PairedSet, confounder: str, settings: Settings
+) -> ConfoundedAccuracy:
+    """Accuracies under rising confounding within one held condition."""
     groups = tiles.column(tiles.unit_column(), rows)
     values = tiles.column(confounder, rows)
     if tiles.registered:
@@ -318,7 +364,7 @@ def _confounding(
     scale = float(x[keep].std())
     if scale == 0:
         raise ValueError("features of all tiles are the same, so no probe can learn from them")
-    found = confounded_accuracy(
+    return confounded_accuracy(
         x[keep] / scale,
         labels[keep],
         values[keep],
@@ -328,24 +374,6 @@ def _confounding(
         strengths=settings.strengths,
         seed=settings.seed,
     )
-    drop = average_performance_drop(found.in_domain)
-    drawn = Resampler(np.arange(drop.n), settings.seed).means(performance_drops(found.in_domain))
-    spread = 1.96 * found.in_domain.std(axis=1, ddof=1) / np.sqrt(found.in_domain.shape[1])
-    mean = found.in_domain.mean(axis=1)
-    curves.append(
-        pd.DataFrame(
-            {
-                "confounder": confounder,
-                "cramers_v": found.cramers_v,
-                "domain": "in",
-                "accuracy": mean,
-                "low": mean - spread,
-                "high": mean + spread,
-                "n": found.n_in_domain,
-            }
-        )
-    )
-    return [Measure("apd", confounder, drop.apd, found.n_in_domain, drop.n, drawn if drop.n > 1 else None)]
 
 
 def _slides_per_cell(

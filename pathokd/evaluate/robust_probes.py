@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from pathokd.evaluate.paired_features import Features, ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
 from pathokd.evaluate.probes import Labels, balanced_accuracy, choose_c, fit_logistic
-from pathokd.evaluate.resampling import Draws, Measure, Resampler, percentiles
+from pathokd.evaluate.resampling import Draws, Measure, Resampler, percentiles, ratio
 from pathokd.metrics.calibration import calibration_error
 from pathokd.types import FloatArray
 
@@ -77,14 +77,17 @@ def thin(tiles: PairedSet, rows: Rows, at_most: int, seed: int) -> Rows:
 def _predictability(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> list[Measure]:
     rows = thin(tiles, np.arange(len(tiles)), MAX_TILES, seed)
     y = tiles.column(name, rows)
-    groups = tiles.column("pair_id" if tiles.registered else tiles.apart_column(), rows)
+    # A place is seen under every scanner and staining, but a case comes from one site: a probe that had seen the case
+    # would know its site by that.
+    apart = "pair_id" if tiles.registered and name != "site" else tiles.apart_column()
+    groups = tiles.column(apart, rows)
     x = model.load(rows)
     predicted = y.copy()
     for train, test in _folds(groups):
         unseen = np.setdiff1d(y[test], y[train])  # no probe can know them, and would look robust for it
         if len(unseen) or len(np.unique(y[train])) < 2:
             whose = f"{name} {unseen[0]}" if len(unseen) else f"each {name}"
-            raise ValueError(f"too few {tiles.apart_column()}s to hold some out of {whose}")
+            raise ValueError(f"too few {apart}s to hold some out of {whose}")
         predicted[test] = fit(x[train], y[train], groups[train], seed).predict(x[test])
     resampler = Resampler(tiles.column(tiles.unit_column(), rows), seed)
     draws = accuracy_draws(y, predicted, resampler)
@@ -111,13 +114,17 @@ def fit(x: Features, y: Labels, groups: Labels, seed: int) -> Pipeline:
 
 
 def accuracy_draws(truth: Labels, predicted: Labels, resampler: Resampler) -> Draws:
-    """Balanced accuracy under every draw; a class that a draw misses does not count in it."""
+    """Balanced accuracy under every draw; a class that a draw misses does not count in it. NaN if it misses all."""
     classes, label = np.unique(truth, return_inverse=True)
     one_hot = np.eye(len(classes))[label]
     right, total = resampler.sums(one_hot * (truth == predicted)[:, None]), resampler.sums(one_hot)
-    recall = np.divide(right, total, out=np.full_like(right, np.nan), where=total > 0)
-    mean: Draws = np.nanmean(recall, axis=1)
-    return mean
+    return _mean_found(ratio(right, total).T)
+
+
+def _mean_found(parts: Draws) -> Draws:
+    """Mean over the first axis of what is a number; NaN for a draw that holds none of the tiles."""
+    found = np.isfinite(parts)
+    return ratio(np.where(found, parts, 0.0).sum(axis=0), found.sum(axis=0).astype(np.float64))
 
 
 def _transfer(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> tuple[list[Measure], pd.DataFrame]:
@@ -219,7 +226,7 @@ def _ece(cells: Sequence[_Cell], resampler: Resampler) -> tuple[float, Draws]:
     said, right = probability.max(axis=1), probability.argmax(axis=1) == position
     which = np.clip(np.ceil(said * BINS).astype(int) - 1, 0, BINS - 1)
     gaps = np.eye(BINS)[which] * (right - said)[:, None]
-    drawn: Draws = np.abs(resampler.sums(gaps)).sum(axis=1) / resampler.sums(np.ones(len(said)))
+    drawn = ratio(np.abs(resampler.sums(gaps)).sum(axis=1), resampler.sums(np.ones(len(said))))
     return calibration_error(probability, position, bins=BINS).ece, drawn
 
 
@@ -250,9 +257,8 @@ def _drops(cells: list[_Cell], tiles: PairedSet, name: str, seed: int, own: int)
 
 
 def _mean(found: Sequence[tuple[float, Draws]]) -> tuple[float, Draws]:
-    """Mean of numbers, and of their draws."""
-    draws: Draws = np.mean([drawn for _, drawn in found], axis=0)
-    return float(np.mean([value for value, _ in found])), draws
+    """Mean of numbers, and of their draws; what a draw misses does not count in it."""
+    return float(np.mean([value for value, _ in found])), _mean_found(np.stack([drawn for _, drawn in found]))
 
 
 class _Local(Resampler):

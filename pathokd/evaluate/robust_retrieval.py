@@ -161,7 +161,9 @@ def _kept(scores: PairScores, resampler: Resampler) -> Pair:
     topk = (tile.first_to_second + tile.second_to_first) / 2
     values = torch.cat([tile.cosine[:, None], tile.separation[:, None], topk], dim=1).double().numpy()
     histogram = np.histogram(tile.cosine.numpy().clip(-1, 1), EDGES)[0]
-    return Pair(scores._replace(tiles=None), resampler.means(values), histogram)
+    # As they are kept, so that a run that reads them gives the same numbers to the last digit.
+    draws = resampler.means(values).astype(np.float32).astype(np.float64)
+    return Pair(scores._replace(tiles=None), draws, histogram)
 
 
 def _write(path: Path, pair: Pair) -> None:

@@ -1,35 +1,39 @@
 """Figures of registered pairs: heat maps, top-k, the distribution of cosines, strips of one place."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pathokd.metrics.aggregate import Condition
 from pathokd.report.plot_parts import legend, lines
 from pathokd.report.style import FAINT, INK, colours, figure, grid, styled
 from pathokd.types import FloatArray, Rgb
 
 MAX_CONDITIONS = 8
-"""With more conditions, heat maps show scanners, as means over stainings."""
+"""With more conditions, heat maps show scanners, as means over stainings, or stainings where scanners share none."""
 
 
-def heatmaps(pairs: pd.DataFrame, metric: str, models: Sequence[str]) -> Figure:
+def heatmaps(pairs: pd.DataFrame, metric: str, models: Sequence[str], conditions: Mapping[str, Condition]) -> Figure:
     """Condition by condition, one map per model.
 
     Args:
         pairs: `pairs.csv`.
         metric: `cosine`, or `topK`, whose rows ask and whose columns are searched.
         models: In order.
+        conditions: Staining and scanner of each name.
     """
     with styled():
         table = pairs[pairs["metric"] == metric]
-        matrices = {model: _matrix(table[table["model"] == model]) for model in models}
+        kind, kept = _shown(table, conditions)
+        matrices = {model: _matrix(kept[kept["model"] == model]) for model in models}
         size = len(next(iter(matrices.values()))[0])
         side = 1.1 + 0.5 * size
         made, axes = grid(1, len(models), side + 0.3, side)
+        made.set_layout_engine("compressed")  # for square panels; "constrained" cuts their titles off
         low = min(np.nanmin(values) for _, values in matrices.values())
         for number, (model, (names, values)) in enumerate(matrices.items()):
             ax = axes[0][number]
@@ -44,27 +48,36 @@ def heatmaps(pairs: pd.DataFrame, metric: str, models: Sequence[str]) -> Figure:
                 spine.set_visible(False)
         bar = made.colorbar(image, ax=axes[0], shrink=0.7, pad=0.02)
         bar.outline.set_visible(False)
-        axes[0][0].set_ylabel("condition" if metric == "cosine" else "asks")
+        axes[0][0].set_ylabel(kind if metric == "cosine" else f"{kind} that asks")
         if metric != "cosine":
             axes[0][0].set_xlabel("is searched (with its own)")
         return made
 
 
+def _shown(table: pd.DataFrame, conditions: Mapping[str, Condition]) -> tuple[str, pd.DataFrame]:
+    """What rows and columns are, and the pairs by that name; of many conditions those that differ in one thing."""
+    ends = table[["first", "second"]]
+    if len(np.unique(ends)) <= MAX_CONDITIONS:
+        return "condition", table
+    for shown, held, kind in (("scanner", "stain", "scanner"), ("stain", "scanner", "staining")):
+        held_by, shown_by = ({name: getattr(c, which) for name, c in conditions.items()} for which in (held, shown))
+        same = ends["first"].map(held_by) == ends["second"].map(held_by)
+        if same.any():
+            kept = table[same].copy()
+            for end in ends:
+                kept[end] = kept[end].map(shown_by)
+            return f"{kind} (mean over {'stainings' if kind == 'scanner' else 'scanners'})", kept
+    return "condition", table
+
+
 def _matrix(table: pd.DataFrame) -> tuple[list[str], FloatArray]:
     """Names and values; the diagonal is empty."""
-    names = list(dict.fromkeys([*table["first"], *table["second"]]))
-    label: Callable[[str], str] = str
-    kept = table
-    if len(names) > MAX_CONDITIONS:
-        label = lambda name: name.rpartition("_")[2]  # noqa: E731
-        stains = [table[c].str.rpartition("_")[0] for c in ("first", "second")]
-        kept = table[stains[0] == stains[1]]
-    labels = list(dict.fromkeys(map(label, names)))
+    labels = list(dict.fromkeys([*table["first"], *table["second"]]))
     total, count = np.zeros((2, len(labels), len(labels)))
-    for first, second, forth, back in kept[["first", "second", "first_to_second", "second_to_first"]].itertuples(
+    for first, second, forth, back in table[["first", "second", "first_to_second", "second_to_first"]].itertuples(
         index=False
     ):
-        a, b = labels.index(label(first)), labels.index(label(second))
+        a, b = labels.index(first), labels.index(second)
         total[a, b] += forth
         total[b, a] += back
         count[a, b] += 1

@@ -127,12 +127,12 @@ def figures(result: Robustness) -> dict[str, list[Shown]]:
     add(
         found, "heatmap_topk", f"{top.replace('top', 'Top-')}, condition by condition",
         "Rows ask, columns are searched. A dark row or column is a condition that the model does not carry over.",
-        paired, lambda: plots_pairs.heatmaps(t["pairs"], top, models),
+        paired, lambda: plots_pairs.heatmaps(t["pairs"], top, models, result.tiles.conditions),
     )  # fmt: skip
     add(
         found, "heatmap_cosine", "Cosine, condition by condition",
         "Read it beside the top-k: a model that gives every tile the same features has a perfect cosine.",
-        paired, lambda: plots_pairs.heatmaps(t["pairs"], "cosine", models),
+        paired, lambda: plots_pairs.heatmaps(t["pairs"], "cosine", models, result.tiles.conditions),
     )  # fmt: skip
     group = _first(t["distribution"], "group", ("cross-scanner", "cross-staining", "all"))
     add(

@@ -128,7 +128,12 @@ SENTENCES = (
         "Across scanners, {model} finds a place again among its {k} nearest tiles in {percent} of cases",
         10,
     ),
-    Sentence("topk_mean", "cross-staining", "Across stainings, {model} does so in {percent}", 10),
+    Sentence(
+        "topk_mean",
+        "cross-staining",
+        "Across stainings, {model} finds a place again among its {k} nearest tiles in {percent} of cases",
+        10,
+    ),
     Sentence(
         "robustness_index",
         "site",

@@ -63,7 +63,8 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def markers(names: Sequence[str]) -> dict[str, str]:
     """A marker per name, so that nothing rests on colour alone."""
-    return {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
+    rounds = len(PALETTE)  # each round of colours begins with the next marker
+    return {name: MARKERS[(number + number // rounds) % len(MARKERS)] for number, name in enumerate(names)}
 
 
 def svg(made: Figure) -> str:

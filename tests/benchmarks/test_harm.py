@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from real_measures import load_teacher
 from sklearn.model_selection import StratifiedKFold
 
 from pathokd.data.pack import pack_tiles
@@ -23,7 +24,6 @@ from pathokd.evaluate.compare import probe_rows
 from pathokd.evaluate.images import resize
 from pathokd.evaluate.pairs import place_ids
 from pathokd.evaluate.severity import SEVERITIES, known_changes, severity_curves, tolerated
-from pathokd.models import load_encoder
 from pathokd.slides.manifest import TileSpec
 from pathokd.slides.sources import find_slides
 from pathokd.slides.tile import tile_slides
@@ -72,15 +72,7 @@ def real_tiles(data: Path) -> Labelled:
     folds = np.empty(len(labels), int)
     for fold, (_, test) in enumerate(StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels)):
         folds[test] = fold
-    encoder = load_encoder(
-        str(data / "weights/vit_small_patch14_dinov2_imgfocus_first8blocks_fp16.safetensors"),
-        architecture="vit_small_patch14_dinov2",
-        model_args={"depth": 6, "dynamic_img_size": True},
-        image_px=224,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
-    return Labelled(Embedder(encoder), lambda i: tiles[i], labels, folds, np.arange(len(labels)))
+    return Labelled(Embedder(load_teacher(data)), lambda i: tiles[i], labels, folds, np.arange(len(labels)))
 
 
 @pytest.mark.parametrize("kind", ["scanner", "view"])

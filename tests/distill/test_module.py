@@ -1,6 +1,8 @@
 """The module as a whole: what it computes, what it stores, what it refuses."""
 
+import contextlib
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pathokd.distill.callbacks import FinalValidation, FiniteGuard, LastCheckpoi
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
+from pathokd.distill.stopping import StopOnSignal
 from pathokd.errors import TrainingError
 from pathokd.losses import DINO, RKD, Cosine, SmoothL1
 from pathokd.models import StudentSpec, TeacherSpec, load_encoder
@@ -303,6 +306,50 @@ def test_the_end_is_validated_after_a_resume_at_any_step(
         )  # fmt: skip
         runner.fit(module(teacher_folder), data, ckpt_path=str(path))
         assert (path.name, runner.global_step, Ends.steps[-1:]) == (path.name, end.global_step, [end.global_step])
+
+
+@pytest.mark.parametrize("how", ["killed", "told to stop"])
+@pytest.mark.parametrize("length", [{"max_steps": 3, "max_epochs": -1}, {"max_epochs": 2}], ids=["steps", "epochs"])
+def test_a_run_that_ends_before_its_final_validation_is_validated_when_resumed(
+    length: dict[str, int], how: str, teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """Its last step was saved, as a training that is over: resumed, it had no validation and no best.ckpt."""
+
+    class Ends(L.Callback):
+        def __init__(self, kill_at: int = -1) -> None:
+            self.steps, self.kill_at = [], kill_at
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if how == "told to stop" and trainer.global_step + 1 == self.kill_at:
+                signal.raise_signal(signal.SIGTERM)
+
+        def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if how == "killed" and trainer.global_step == self.kill_at:
+                raise KeyError("killed")
+
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.steps.append(trainer.global_step)
+
+    def go(end: Ends, path: Path | None) -> L.Trainer:
+        last = LastCheckpoint(tmp_path, 1)
+        runner = L.Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0,
+            callbacks=[FinalValidation(), end, StopOnSignal(tmp_path), last], **length,
+        )  # fmt: skip
+        data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3)
+        runner.fit(module(teacher_folder), data, ckpt_path=None if path is None else str(path))
+        return runner
+
+    whole = Ends()
+    total = go(whole, None).global_step
+    assert whole.steps[-1] == total
+    (tmp_path / "last.ckpt").unlink()
+    first, second = Ends(total), Ends()
+    with contextlib.suppress(KeyError, SystemExit):
+        go(first, None)
+    assert go(second, tmp_path / "last.ckpt").global_step == total
+    assert [*first.steps, *second.steps][-1:] == [total]
 
 
 def test_the_best_measure_is_one_that_is_logged(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """The robustness page: whole, self-contained, honest in words, and drawn from whatever tables there are."""
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import prepare
 from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
+from pathokd.metrics.aggregate import Condition
 from pathokd.report import plots_pairs
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
+from pathokd.report.style import colours, markers, styled
 
 PLACES = 24
 
@@ -140,7 +144,7 @@ def test_heat_map_shows_the_table_it_was_given() -> None:
             }
         ]
     )
-    made = plots_pairs.heatmaps(table, "top1", ["m"])
+    made = plots_pairs.heatmaps(table, "top1", ["m"], {"HE_A": Condition("HE", "A"), "HE_B": Condition("HE", "B")})
     values = np.asarray(made.axes[0].images[0].get_array().filled(np.nan))
     assert values[0, 1] == 0.25  # row asks, column is searched
     assert values[1, 0] == 0.75
@@ -161,10 +165,40 @@ def test_many_conditions_become_scanners() -> None:
         for b in "uvwxy"
         for v in [0.5 if a == b else 0.0]
     ]
-    made = plots_pairs.heatmaps(pd.DataFrame(rows), "top1", ["m"])
+    conditions = {f"{stain}_{scanner}": Condition(stain, scanner) for stain in "uvwxy" for scanner in "AB"}
+    made = plots_pairs.heatmaps(pd.DataFrame(rows), "top1", ["m"], conditions)
     values = np.asarray(made.axes[0].images[0].get_array().filled(np.nan))
     assert values.shape == (2, 2)  # pairs of one staining only
     assert values[0, 1] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("stains", "scanners"),
+    [([f"s{n}" for n in range(9)], ["A"]), (["HE", "PAS", "GM"], ["Lab_1", "Lab_2", "Other_1"])],
+    ids=["one scanner", "scanners with underscores"],
+)
+@pytest.mark.filterwarnings("error")
+def test_heat_maps_of_many_conditions_hold_what_was_measured(stains: list[str], scanners: list[str]) -> None:
+    """Nine stainings under one scanner ended the report with a traceback; scanners were told by a name's last part."""
+    conditions = {f"{stain}_{scanner}": Condition(stain, scanner) for stain in stains for scanner in scanners}
+    shown, held = ("scanner", "stain") if len(scanners) > 1 else ("stain", "scanner")
+    rng, rows = np.random.default_rng(0), []
+    for first, second in itertools.combinations(conditions, 2):
+        forth, back = rng.random(2)
+        rows.append(("m", first, second, "cosine", forth, back))
+    columns = ["model", "first", "second", "metric", "first_to_second", "second_to_first"]
+    made = plots_pairs.heatmaps(pd.DataFrame(rows, columns=columns), "cosine", ["m"], conditions)
+    names = [text.get_text() for text in made.axes[0].get_yticklabels()]
+    assert names == (scanners if len(scanners) > 1 else stains)
+    values = np.asarray(made.axes[0].images[0].get_array().filled(np.nan))
+    for (i, a), (j, b) in itertools.combinations(enumerate(names), 2):
+        wanted = [
+            row[4]
+            for row in rows
+            for c, d in [(conditions[row[1]], conditions[row[2]])]
+            if getattr(c, held) == getattr(d, held) and (getattr(c, shown), getattr(d, shown)) == (a, b)
+        ]
+        assert values[i, j] == pytest.approx(np.mean(wanted))
 
 
 def test_severity_curves_are_drawn(two: Robustness) -> None:
@@ -187,3 +221,37 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
     assert [one.name for one in drawn] == ["severity_accuracy", "severity_cosine"]
     line = drawn[0].made.axes[0].lines[0]
     assert line.get_ydata().tolist() == [1.0, 0.75, 0.5]
+
+
+@pytest.mark.parametrize(("stainings", "models"), [(4, 3), (8, 2), (10, 2)])
+def test_a_heat_map_lies_within_its_figure(stainings: int, models: int) -> None:
+    """Of eight conditions the models' names and the lowest label were cut off."""
+    conditions = {f"stain-{number}_A": Condition(f"stain-{number}", "A") for number in range(stainings)}
+    names = list("abc"[:models])
+    columns = ["model", "first", "second", "metric", "first_to_second", "second_to_first"]
+    rows = [(name, a, b, "top10", 0.5, 0.6) for name in names for a, b in itertools.combinations(conditions, 2)]
+    made = plots_pairs.heatmaps(pd.DataFrame(rows, columns=columns), "top10", names, conditions)
+    canvas = FigureCanvasAgg(made)
+    with styled():
+        canvas.draw()
+    for axes in made.axes:
+        box = axes.get_tightbbox(canvas.get_renderer())
+        assert box is not None
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= made.bbox.x1
+        assert box.y1 <= made.bbox.y1
+
+
+def test_no_two_names_look_alike() -> None:
+    """The eighth class of tissue had both colour and marker of the first."""
+    names = [f"class {number}" for number in range(49)]
+    assert len({(colours(names)[name], markers(names)[name]) for name in names}) == 49
+
+
+def test_a_verdict_on_stainings_alone_stands_by_itself(tmp_path: Path) -> None:
+    """It began "Across stainings, m does so", with nothing said before."""
+    frame = pd.DataFrame([{"pair_id": f"p{p}", "stain": s, "scanner": "A"} for s in ("HE", "PAS") for p in range(12)])
+    x = np.tile(np.random.default_rng(0).standard_normal((12, 6)), (2, 1)).astype(np.float32)
+    spec = RobustnessSpec(k=(1, 10), turn_tiles=0)
+    found = measure_robustness([ModelFeatures("m", "m", x.__getitem__)], prepare(frame, "made up"), tmp_path, spec)
+    assert verdict(found)[0].startswith("Across stainings, m finds a place again among its 10 nearest tiles in 100")
