@@ -100,6 +100,8 @@ def _job(slide_id: str, path: Path, layout: LayoutName) -> _Job:
     found = read_outline(path)
     source = Source(slide_id, found.coords_attrs, str(found.features_attrs.get("encoder", "encoder")))
     settings = {"layout": layout, **found.header["settings"], "flags": fingerprint(found.flag.tolist())}
+    if "slide" in found.header:
+        settings["slide"] = found.header["slide"]
     good = int(found.good.sum())
     files = LAYOUTS[layout].paths(source)
     return _Job(source, path, make_header(SCHEMA, settings), files, good, len(found.flag) - good)

@@ -102,6 +102,8 @@ def _plan(given: Path, out: Path, overwrite: bool) -> tuple[list[_Job], dict[str
     for row in rows:
         if row.slide_id in headers:
             settings = {**headers[row.slide_id]["settings"], "picture_px": PICTURE_MAX_PX, "cohort": cohort}
+            if "slide" in headers[row.slide_id]:
+                settings["slide"] = headers[row.slide_id]["slide"]
             header, picture = make_header(SCHEMA, settings), out / f"{row.slide_id}.jpg"
             done = not overwrite and _is_done(picture, header)
             jobs.append(_Job(row, root / f"{row.slide_id}.h5", picture, header, done))

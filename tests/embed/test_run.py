@@ -144,6 +144,41 @@ def test_the_mpp_of_a_slide_list_is_taken(
     assert read_embeddings(tmp_path / "out" / "a.h5").coords_attrs["mpp_source"] == "given"
 
 
+def test_another_slide_of_the_same_name_is_not_taken_for_done(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    one, out = make_slide("a", seed=1), tmp_path / "out"
+    embed_slides(encoder, make_manifest([one]), out)
+    before = (out / "a.h5").read_bytes()
+    (tmp_path / "other").mkdir()
+    other = one.rename(tmp_path / "other" / "a.tiff")
+    assert embed_slides(encoder, make_manifest([other]), out)["status"].tolist() == ["skipped"]  # moved
+    manifest = make_manifest([make_slide("a", seed=2)])
+    with pytest.raises(StoreError, match=r"a\.h5 holds features of .*a\.tiff .* of the same name and another content"):
+        embed_slides(encoder, manifest, out)
+    assert (out / "a.h5").read_bytes() == before
+    assert embed_slides(encoder, manifest, out, overwrite=True)["status"].tolist() == ["ok"]
+    (tmp_path / "a.tiff").unlink()  # archived: what is done stays done
+    assert embed_slides(encoder, manifest, out)["status"].tolist() == ["skipped"]
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest([make_slide("a", seed=1)])
+    half = np.arange(len(manifest.frame)) < 8
+    for column, value, message in (
+        ("path", str(make_slide("b", seed=2)), "slide 'a' have two values of path"),
+        ("mpp_level0", 0.25, "slide 'a' have two values of mpp_level0, 0.5 and 0.25"),
+        ("mpp", 1.0, "says mpp = 0.5 and holds tiles of 1"),
+        ("tile_px", 28, "says tile_px = 56 and holds tiles of 28"),
+    ):
+        frame = manifest.frame.assign(**{column: manifest.frame[column].where(half, value)})
+        with pytest.raises(ManifestError, match=message):
+            embed_slides(encoder, TileManifest(frame, manifest.spec), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_manifest_may_be_a_folder(
     encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
 ) -> None:
