@@ -102,6 +102,46 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(teacher: Teacher, pack
     assert len(whole) == 48
 
 
+def test_committed_rows_that_are_gone_are_not_made_up(teacher: Teacher, packed: Path, tmp_path: Path) -> None:
+    """As after deleting the large file to free some space."""
+    out = tmp_path / "t"
+    with pytest.raises(RuntimeError, match="power"):
+        write_targets(teacher, Fails(packed, 40), out, TargetSpec("patches"), batch_size=1)
+    path = out / ".parts/patches.npy"
+    os.truncate(path, path.stat().st_size * 3 // 4)
+    with pytest.raises(StoreError, match=r"patches\.npy holds \d+ bytes, 32 tiles are committed .* with --overwrite"):
+        write_targets(teacher, PackedTiles(packed), out, TargetSpec("patches"), batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["header.json", "progress.safetensors", "codec.safetensors"])
+def test_a_damaged_file_of_an_unfinished_run_is_one_sentence(
+    teacher: Teacher, packed: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        write_targets(teacher, Fails(packed, 40), tmp_path, TargetSpec("patches"), batch_size=1)
+    (tmp_path / ".parts" / name).write_bytes(b"")
+    with pytest.raises(StoreError, match=rf"\.parts/{name} is damaged .* with --overwrite"):
+        write_targets(teacher, PackedTiles(packed), tmp_path, TargetSpec("patches"), batch_size=1)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_nan_of_the_teacher_is_told_at_its_tile(
+    teacher: Teacher, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    real, calls = Teacher.forward, []
+
+    def forward(self: Teacher, pixels: torch.Tensor) -> Features:
+        out = real(self, pixels)
+        calls.append(len(pixels))
+        return out._replace(cls=out.cls * float("nan")) if len(calls) == 5 else out
+
+    monkeypatch.setattr(Teacher, "forward", forward)
+    key = PackedTiles(packed).index["key"][4]
+    with pytest.raises(StoreError, match=f"says NaN or infinity of the tile {key}"):
+        write_targets(teacher, PackedTiles(packed), tmp_path, TargetSpec("cls", dtype=dtype), batch_size=1)
+    assert len(calls) == 5
+
+
 def test_a_run_cut_off_while_it_finishes_goes_on(
     teacher: Teacher, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
