@@ -9,7 +9,11 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from tifffile import TiffFileError
+from tifffile.tifffile import EXTRASAMPLE
 
+from pathokd.slides.colour import on_white
 from pathokd.types import Rgb
 
 CACHE_BYTES = 128 * 2**20
@@ -69,14 +73,30 @@ class TiledPage:
         with handle.lock:
             handle.seek(self._page.dataoffsets[index])
             data = handle.read(count)
+        if len(data) < count:  # decoders make up what is missing of a JPEG
+            raise TiffFileError(f"the file ends within tile {index}")
         segment, _, _ = self._page.decode(data, index, jpegtables=self._page.jpegtables)
         if segment is None:
             return None
         row, column = divmod(index, self._across)
         # Tiles of the last row and column hold padding beyond the page.
         height, width = self.size[1] - row * self._tile_size[1], self.size[0] - column * self._tile_size[0]
-        tile: Rgb = segment[0, :height, :width, :3]
-        return tile
+        return opaque(segment[0, :height, :width], self._page)
+
+
+def opaque(pixels: npt.NDArray[np.uint8], page: Any) -> Rgb:
+    """Pixels of a page without their alpha channel: transparent ones are white.
+
+    Args:
+        pixels: shape (height, width, 3 or 4).
+        page: the `tifffile.TiffPage` they are of.
+    """
+    alpha = next(iter(page.extrasamples), None) if pixels.shape[-1] == 4 else None
+    if alpha == EXTRASAMPLE.UNASSALPHA:
+        return on_white(np.ascontiguousarray(pixels))
+    if alpha == EXTRASAMPLE.ASSOCALPHA:
+        return np.minimum(pixels[..., :3] + np.uint16(255) - pixels[..., 3:], 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., :3])
 
 
 def _paste(out: Rgb, tile: Rgb, left: int, top: int) -> None:

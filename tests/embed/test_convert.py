@@ -341,5 +341,5 @@ def test_a_slide_embedded_again_from_another_file_is_not_taken_for_converted(tmp
         if not number:
             for status in ("ok", "skipped"):
                 assert convert_embeddings(path.parent, tmp_path / "out", "clam")["status"].tolist() == [status]
-    with pytest.raises(StoreError, match="a.h5 was made with slide = "):
+    with pytest.raises(StoreError, match=r"a\.h5 was made with slide = "):
         convert_embeddings(path.parent, tmp_path / "out", "clam")
