@@ -95,7 +95,9 @@ def opaque(pixels: npt.NDArray[np.uint8], page: Any) -> Rgb:
     if alpha == EXTRASAMPLE.UNASSALPHA:
         return on_white(np.ascontiguousarray(pixels))
     if alpha == EXTRASAMPLE.ASSOCALPHA:
-        return np.minimum(pixels[..., :3] + np.uint16(255) - pixels[..., 3:], 255).astype(np.uint8)
+        wide = pixels.astype(np.int16)  # what is stored is multiplied by alpha already
+        white: Rgb = np.clip(wide[..., :3] + 255 - wide[..., 3:], 0, 255).astype(np.uint8)
+        return white
     return np.ascontiguousarray(pixels[..., :3])
 
 
