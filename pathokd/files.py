@@ -1,12 +1,13 @@
 """Whole files or none: atomic writes, fingerprints, and the headers that decide whether a result may be reused."""
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_summary(path: str | Path, columns: Iterable[str], verb: str) -> None:
+    """Refuse to write a summary over the table of another verb or program.
+
+    Args:
+        path: where the summary goes.
+        columns: what only summaries of this verb have together.
+        verb: of `pathokd`, for the message.
+
+    Raises:
+        StoreError: something else is there.
+    """
+    if not Path(path).exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            found = next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):
+        found = []
+    if not {*columns} <= {*found}:
+        raise StoreError(f"{path} is there and no summary of `pathokd {verb}`: choose another output folder.")
 
 
 def read_yaml(path: str | Path, schema: str, part: str, remedy: str) -> Any:

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from pathokd.embed.colours import ColourSpace, fit_colours
-from pathokd.embed.outcomes import Outcome, conclude
+from pathokd.embed.outcomes import Outcome, check_place, conclude
 from pathokd.embed.painting import paint_tiles
 from pathokd.embed.store import SlideEmbeddings, read_embeddings, read_header
 from pathokd.embed.verify import Expected, differs, expected_slides
@@ -66,6 +66,7 @@ def draw_overlays(
         ManifestError: `slides` holds no slide.
     """
     given, out = Path(features), Path(out_dir)
+    check_place(out, "overlay")
     moved = None if slides is None else _by_name(Path(slides))
     jobs, outcomes = _plan(given, out, overwrite)
     todo = [job for job in jobs if not job.done]

@@ -75,6 +75,8 @@ def read_label_map(path: str | Path) -> LabelMap:
         raise ManifestError(
             f"Label map {png} needs {png.name} and {side.name}: {error.filename} is missing."
         ) from error
+    except Image.DecompressionBombError as error:
+        raise ManifestError(f"Label map {png} is too large ({error}): save it at a coarser mpp, say 4.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
             f"Label map {png} cannot be read ({type(error).__name__}: {error}): "
