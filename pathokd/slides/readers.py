@@ -65,6 +65,8 @@ class OpenSlideReader:
         self.icc_profile = _profile(self._slide)
         self._file = _open_tiff(path) if self.vendor in DIRECT_VENDORS else None
         self._direct = jpeg_pages(self._file, self.level_dimensions) if self._file else {}
+        if self.vendor == "aperio":  # OpenSlide draws what a coarser level leaves out from the finer one
+            self._direct = {level: page for level, page in self._direct.items() if not level or page.is_whole}
         self._trusted: set[int] = set()
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:

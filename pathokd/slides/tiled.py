@@ -39,6 +39,11 @@ class TiledPage:
             True  # tifffile's lock is none by default, and threads would seek under each other
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file leaves out none of its tiles."""
+        return all(self._page.databytecounts)
+
     def read(self, x: int, y: int, size: tuple[int, int]) -> Rgb:
         """Pixels of a box, white outside the page and where the file leaves out a tile.
 

@@ -196,6 +196,23 @@ def test_direct_pixels_are_openslides(tmp_path: Path, picture: Picture, flavour:
     assert all(equal)
 
 
+@pytest.mark.parametrize("flavour", ["generic-tiff", "aperio"])
+def test_left_out_tiles_are_as_openslide_has_them(tmp_path: Path, picture: Picture, flavour: Flavour) -> None:
+    """White, but for coarser levels of Aperio slides, which OpenSlide draws from the finer one."""
+    path = write_pyramid(tmp_path / "slide.tif", picture[:600, :800], 0.5, flavour=flavour, downsamples=(2.0,))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for page in (page for page in file.pages if page.is_tiled):
+            page.tags["TileByteCounts"].overwrite([*page.databytecounts[:-1], 0])
+    reader = OpenSlideReader(path)
+    for level in (0, 1):
+        assert reader.read_region((0, 0), level, (200, 200)).std() > 1  # whereupon a page is trusted
+        width, height = reader.level_dimensions[level]
+        found = reader.read_region((0, 0), level, (width, height))
+        assert np.array_equal(found, reader._composited((0, 0), level, (width, height)))
+        left_out = found[height - height % 256 :, width - width % 256 :]
+        assert (left_out == 255).all() == (level == 0 or flavour == "generic-tiff")
+
+
 @pytest.mark.parametrize("name", ["wsi_cmu1/CMU-1_section2_20x.tif", "wsi_small/CMU-1-Small-Region.svs"])
 def test_direct_pixels_are_openslides_on_real_slides(real_data: Path, name: str) -> None:
     reader = OpenSlideReader(real_data / name)
