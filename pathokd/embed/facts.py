@@ -106,8 +106,8 @@ def geometry_attrs(slide: Slide, slide_id: str, tiles: pd.DataFrame, spec: TileS
     }
 
 
-def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec) -> dict[str, Any]:
-    """Attributes of `features`: which model made them, and how."""
+def model_attrs(model: ModelFacts, slide_id: str, header: Header, slide: Slide) -> dict[str, Any]:
+    """Attributes of `features`: which model made them, and how; of which colours, a slide without a profile decides."""
     return {
         "encoder": model.card.name,
         "name": slide_id,
@@ -115,7 +115,7 @@ def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec
         "precision": model.precision,
         "readout": model.readout,
         **model.origin,
-        "colour": "icc-to-srgb" if spec.icc else "as stored",
+        "colour": "icc-to-srgb" if slide.icc and slide.icc_profile else "as stored",
         "version": __version__,
         "config_hash": fingerprint(header["settings"]),
     }

@@ -209,6 +209,7 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
                 embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent
             )
             coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
+            features_attrs = model_attrs(embedder.facts, job.slide_id, job.header, slide)
         write_embeddings(
             job.path,
             features,
@@ -217,7 +218,7 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
             tissue_fraction=job.tiles["tissue_fraction"].to_numpy(np.float32),
             header=job.header,
             coords_attrs=coords_attrs,
-            features_attrs=model_attrs(embedder.facts, job.slide_id, job.header, job.spec),
+            features_attrs=features_attrs,
             dtype=dtype,
         )
     except PathokdError as error:

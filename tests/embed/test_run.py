@@ -1,12 +1,15 @@
 """Slides in, HDF5 out: alignment, resume, damaged tiles and slides, and packed tiles."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
+from PIL import ImageCms
 
 from pathokd.embed import Embedder, embed_packed, embed_slides, read_embeddings
 from pathokd.errors import ManifestError, StoreError
@@ -62,6 +65,21 @@ def test_attributes_say_where_and_how(
     assert facts["encoder"] == "student"
     assert facts["weights_sha256"] == encoder.weights_sha256
     assert (facts["readout"], facts["precision"], facts["colour"]) == ("cls", "fp32", "as stored")
+
+
+def test_colours_are_called_converted_only_where_a_profile_converts_them(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    bare, path = make_slide("bare", seed=1), make_slide("profile", seed=2)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tifffile.imwrite(path, tifffile.imread(path), tile=(64, 64), photometric="rgb", iccprofile=profile)
+    manifest = make_manifest([bare, path])
+    managed = TileManifest(manifest.frame, replace(manifest.spec, icc=True))
+    embed_slides(encoder, managed, tmp_path / "out")
+    found = {
+        name: read_embeddings(tmp_path / f"out/{name}.h5").features_attrs["colour"] for name in ("bare", "profile")
+    }
+    assert found == {"bare": "as stored", "profile": "icc-to-srgb"}
 
 
 def test_a_finished_slide_is_skipped_and_a_truncated_one_redone(
