@@ -201,7 +201,9 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
         flagged = n - int(read_good(job.path).sum())
-        return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
+        lost = flagged - int((job.tiles["flag"] != "").sum())
+        again = f"{lost} of {n} tiles could not be read; if the slide was mended since, --overwrite tries them again."
+        return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, again if lost else "")
     reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
         with _open(job.tiles, job.spec) as slide:

@@ -124,6 +124,8 @@ def test_a_damaged_tile_is_a_flagged_row(
     again = embed_slides(encoder, manifest, tmp_path / "out")
     assert again["status"].tolist() == ["skipped", "skipped"]
     assert again["n_unreadable"].tolist() == [4, 0]
+    assert again["message"][0].startswith("4 of 16 tiles could not be read; if the slide was mended since, --overwrite")
+    assert not again["message"][1]
     stored = read_embeddings(tmp_path / "out" / "bad.h5")
     # The spoilt storage tile is 64 px wide, so the four 56 px tiles that touch it are unreadable.
     assert np.flatnonzero(stored.flag == "unreadable").tolist() == [0, 1, 4, 5]
@@ -137,6 +139,7 @@ def test_rows_flagged_in_the_manifest_are_not_embedded(
     manifest = make_manifest([make_slide("a", seed=1)])
     manifest.frame.loc[3, "flag"] = "pen"
     embed_slides(encoder, manifest, tmp_path / "out")
+    assert embed_slides(encoder, manifest, tmp_path / "out")["message"].tolist() == [""]  # nothing to try again
     stored = read_embeddings(tmp_path / "out" / "a.h5")
     assert stored.flag[3] == "pen"
     assert np.isnan(stored.features[3]).all()
