@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pathokd.data.batch import TileSource
-from pathokd.data.targets import SCHEMA, TargetSpec, bytes_per_tile, layout, tile_identity
+from pathokd.data.targets import SCHEMA, TargetSpec, bytes_per_tile, layout, slide_marks, tile_identity
 from pathokd.data.views import orientation, whole_tile
 from pathokd.embed.reading import read_batches
 from pathokd.errors import StoreError
@@ -89,6 +89,8 @@ class TargetJob:
         }
         # Through JSON, so that it equals what is read back: tuples become lists.
         header: Header = json.loads(json.dumps({**make_header(SCHEMA, settings), "facts": facts}))
+        if slides := slide_marks(self.source):
+            header["slides"] = slides
         return header
 
     @property

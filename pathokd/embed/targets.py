@@ -23,6 +23,7 @@ from pathokd.data.targets import (
     TargetSpec,
     TargetStore,
     bytes_per_tile,
+    check_slides,
 )
 from pathokd.embed.target_files import AppendedArrays
 from pathokd.embed.target_job import TargetJob
@@ -86,6 +87,7 @@ def write_targets(
     if (out / HEADER_NAME).is_file():
         store = TargetStore(out)
         check_header(store.header, job.header, out / HEADER_NAME)
+        check_slides(store.header, job.header.get("slides", {}), out)
         _check(job, _codecs(spec.dtype, store.codec()), store)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return store
@@ -94,6 +96,7 @@ def write_targets(
         with _damage_named(parts / HEADER_NAME):
             found = json.loads((parts / HEADER_NAME).read_text(encoding="utf-8"))
         check_header(found, job.header, parts / HEADER_NAME)
+        check_slides(found, job.header.get("slides", {}), out)
     else:
         _check_room(out, job)
         write_json(parts / HEADER_NAME, job.header)

@@ -4,8 +4,10 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ import torch
 from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import TargetSpec, TargetStore
 from pathokd.data.views import d4, orientation, resize
+from pathokd.data.wsi import WsiTiles
 from pathokd.embed import targets
 from pathokd.embed.targets import samples, write_targets
 from pathokd.errors import StoreError
 from pathokd.models import Features, Teacher, TeacherSpec, build_teacher
+from pathokd.slides.manifest import TileManifest
 from pathokd.types import Rgb
 
 
@@ -216,6 +220,35 @@ def test_a_disk_that_fills_up_is_one_sentence_and_no_loss(teacher: Teacher, pack
     write_targets(teacher, PackedTiles(packed), tmp_path / "t", spec, batch_size=1)
     write_targets(teacher, PackedTiles(packed), tmp_path / "whole", spec, batch_size=1)
     assert files(tmp_path / "t") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_targets_of_another_slide_of_the_same_name_are_refused(
+    teacher: Teacher,
+    make_slide: Callable[..., Path],
+    make_manifest: Callable[[list[Path]], TileManifest],
+    tmp_path: Path,
+    finished: bool,
+) -> None:
+    """As with the slides of a cohort and their stain-normalised copies in another folder."""
+    path, out = make_slide("a", seed=1), tmp_path / "t"
+    if finished:
+        write_targets(teacher, WsiTiles(make_manifest([path])), out)
+    else:
+        source = WsiTiles(make_manifest([path]))
+        source.read = Mock(side_effect=RuntimeError("the power went off"))
+        with pytest.raises(RuntimeError, match="power"):
+            write_targets(teacher, source, out)
+    (tmp_path / "moved").mkdir()
+    moved = WsiTiles(make_manifest([path.rename(tmp_path / "moved/a.tiff")]))
+    other = WsiTiles(make_manifest([make_slide("a", seed=2)]))
+    message = "computed on another slide a, of the same name and tiles"
+    with pytest.raises(StoreError, match=message):
+        write_targets(teacher, other, out)
+    store = write_targets(teacher, moved, out)
+    store.check_tiles(moved)
+    with pytest.raises(StoreError, match=message):
+        store.check_tiles(other)
 
 
 def test_a_bf16_teacher_is_another_one(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
