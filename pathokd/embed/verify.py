@@ -147,9 +147,10 @@ def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:
     if not np.isnan(found.features[~good]).all():
         return "flagged tiles have features."
     settings = found.header.get("settings", {})
-    original = np.where(found.flag == UNREADABLE, "", found.flag)
-    tiles = fingerprint([found.coords[:, 0].tolist(), found.coords[:, 1].tolist(), original.tolist()])
-    if tiles != settings.get("tiles"):
+    corners = [found.coords[:, 0].tolist(), found.coords[:, 1].tolist()]
+    # Which tiles were called unreadable by the manifest already is not stored: none of them, or all.
+    flags = (np.where(found.flag == UNREADABLE, "", found.flag), found.flag)
+    if settings.get("tiles") not in [fingerprint([*corners, flag.tolist()]) for flag in flags]:
         return "the coordinates are not those the header was written for."
     if found.features_attrs.get("weights_sha256") != settings.get("weights_sha256"):
         return "header and attributes name different weights."

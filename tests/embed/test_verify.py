@@ -136,6 +136,16 @@ def test_summaries_of_embed_are_not_written_over(
     assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
+@pytest.mark.parametrize("word", ["pen", "unreadable"])
+def test_tiles_that_the_manifest_flags_are_sound(
+    word: str, encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest([make_slide("a", seed=1)])
+    manifest.frame.loc[3, "flag"] = word
+    embed_slides(encoder, manifest, tmp_path / "out")
+    assert status(tmp_path / "out") == {"a": "ok"}
+
+
 def test_a_tiled_folder_is_no_folder_of_embeddings(make_slide: MakeSlide, tmp_path: Path) -> None:
     tile_slides(find_slides(make_slide("a", seed=1)), TileSpec(min_tissue=0), tmp_path / "tiles")
     with pytest.raises(StoreError, match="holds a summary that is not one of `pathokd embed`"):
