@@ -1,12 +1,13 @@
 """Whole files or none: atomic writes, fingerprints, and the headers that decide whether a result may be reused."""
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ _UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
 )  # fmt: skip
+
+
+_SAMPLE_BYTES = 4096
 
 
 @contextlib.contextmanager
@@ -67,6 +71,28 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_summary(path: str | Path, columns: Iterable[str], verb: str) -> None:
+    """Refuse to write a summary over the table of another verb or program.
+
+    Args:
+        path: where the summary goes.
+        columns: what only summaries of this verb have together.
+        verb: of `pathokd`, for the message.
+
+    Raises:
+        StoreError: something else is there.
+    """
+    if not Path(path).exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            found = next(csv.reader(file), [])
+    except (OSError, ValueError, csv.Error):
+        found = []
+    if not {*columns} <= {*found}:
+        raise StoreError(f"{path} is there and no summary of `pathokd {verb}`: choose another output folder.")
+
+
 def read_yaml(path: str | Path, schema: str, part: str, remedy: str) -> Any:
     """One part of a YAML file that begins with `make_header(schema, ...)`.
 
@@ -98,6 +124,27 @@ def sha256_file(path: str | Path) -> str:
     """SHA-256 of a file's bytes, hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_mark(path: str | Path) -> str | None:
+    """What tells a file from another of its name, wherever it lies: its size and eight small samples of its bytes.
+
+    Slides are too large to hash whole for each run that skips them.
+
+    Returns:
+        Sixteen hex digits; None if the file cannot be read.
+    """
+    digest, blocks = hashlib.sha256(), 8
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for number in range(blocks):
+                file.seek(max(0, size - _SAMPLE_BYTES) * number // (blocks - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    except (OSError, ValueError):
+        return None
+    return digest.hexdigest()[:16]
 
 
 def make_header(schema: str, settings: Mapping[str, Any]) -> Header:

@@ -84,8 +84,8 @@ def main(args: list[str]) -> int:
             train(verb, rest)
             return 0
         return _run_verb(verb, rest)
-    except (PathokdError, ValueError, FileNotFoundError) as error:
-        if debug:
+    except (PathokdError, ValueError, OSError) as error:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         print(f"pathokd {verb}: {_sentence(error)}", file=sys.stderr)
         return 1

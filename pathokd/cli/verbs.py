@@ -290,7 +290,7 @@ def embed(
         overwrite: Redo what is done.
         skip_errors: Exit with 0 although a slide failed.
     """
-    from pathokd.embed.run import embed_slides
+    from pathokd.embed.run import embed_slides, summary_name
     from pathokd.models import open_model
 
     encoder = open_model(model)
@@ -333,7 +333,8 @@ def embed(
     )
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides embedded in {out}")
-    return max(code, slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors))
+    where = f"{out}/{summary_name(int(number), int(shards))}"
+    return max(code, slides_outcome(failed, len(summary), where, skip_errors))
 
 
 def verify(folder: str, *, skip_errors: bool = False) -> int:

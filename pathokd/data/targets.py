@@ -8,6 +8,7 @@ they are. `pathokd.embed.targets` writes the folder, `pathokd.distill.cached` de
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -21,7 +22,7 @@ from pathokd.data.batch import TileSource
 from pathokd.data.views import Geometry
 from pathokd.data.wsi import WsiTiles
 from pathokd.errors import StoreError
-from pathokd.files import Header, fingerprint
+from pathokd.files import Header, file_mark, fingerprint
 
 SCHEMA = "targets/1"
 HEADER_NAME = "header.json"
@@ -121,6 +122,31 @@ def tile_identity(source: TileSource) -> str:
     return digest.hexdigest()[:16]
 
 
+def slide_marks(source: TileSource) -> dict[str, str | None]:
+    """What is in the slides that tiles are read from, by slide_id; nothing for packed tiles, which hold pixels."""
+    if not isinstance(source, WsiTiles):
+        return {}
+    slides = source.index.drop_duplicates("slide_id")
+    return {name: file_mark(path) for name, path in zip(slides["slide_id"], slides["path"], strict=True)}
+
+
+def check_slides(found: Header, slides: Mapping[str, str | None], where: Path) -> None:
+    """Refuse the targets of slides of the same names and tiles with other pixels, such as the same in another stain.
+
+    A slide out of reach cannot be compared, nor can early targets, which do not say what is in their slides.
+
+    Raises:
+        StoreError: names the first such slide.
+    """
+    known = found.get("slides", {})
+    for name, mark in slides.items():
+        if None not in (known.get(name), mark) and known[name] != mark:
+            raise StoreError(
+                f"The targets in {where} were computed on another slide {name}, of the same name and tiles: take the "
+                "tiles they were computed on, choose another folder, or run `pathokd cache` with --overwrite."
+            )
+
+
 class TargetStore:
     """Random access to a finished targets folder, by memory maps that are only read.
 
@@ -180,6 +206,7 @@ class TargetStore:
                 f"{self.header['facts']['source']}, and the {len(source)} of this run are not the same ones, in the "
                 "same order and quality. Give data.tiles the folder they were computed on, or run `pathokd cache`."
             )
+        check_slides(self.header, slide_marks(source), self.folder)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """Refuse views whose geometry is not that of the targets.

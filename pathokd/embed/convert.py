@@ -10,7 +10,7 @@ import pandas as pd
 
 from pathokd.embed.annotated import require_anndata
 from pathokd.embed.layouts import LAYOUTS, LayoutName, Source, stored_header
-from pathokd.embed.outcomes import Outcome, conclude
+from pathokd.embed.outcomes import Outcome, check_place, conclude
 from pathokd.embed.store import read_embeddings, read_outline
 from pathokd.embed.verify import ONE_MODEL, differs, expected_slides
 from pathokd.errors import PathokdError, StoreError
@@ -64,6 +64,7 @@ def convert_embeddings(
     root, out = Path(folder), Path(out_dir)
     if out.resolve() == root.resolve():
         raise StoreError(f"{out} is the folder of the embeddings itself: name another folder for the output.")
+    check_place(out, "export")
     jobs, outcomes = _plan(root, layout)
     done: set[str] = set()
     if jobs:
@@ -100,6 +101,8 @@ def _job(slide_id: str, path: Path, layout: LayoutName) -> _Job:
     found = read_outline(path)
     source = Source(slide_id, found.coords_attrs, str(found.features_attrs.get("encoder", "encoder")))
     settings = {"layout": layout, **found.header["settings"], "flags": fingerprint(found.flag.tolist())}
+    if "slide" in found.header:
+        settings["slide"] = found.header["slide"]
     good = int(found.good.sum())
     files = LAYOUTS[layout].paths(source)
     return _Job(source, path, make_header(SCHEMA, settings), files, good, len(found.flag) - good)

@@ -226,7 +226,7 @@ class Embedder:
                 {
                     "header": header,
                     "coords": geometry_attrs(slide, source.slide_id, tiles, spec),
-                    "features": model_attrs(self.facts, source.slide_id, header, spec),
+                    "features": model_attrs(self.facts, source.slide_id, header, slide),
                 },
             )
 

@@ -10,7 +10,8 @@ EngineName = Literal["local", "ray"]
 J = TypeVar("J")
 R = TypeVar("R")
 Work: TypeAlias = Callable[[Embedder, J, Bars], R]
-"""Embeds one slide. What goes wrong with the slide is in its outcome; only a defect of the program is raised."""
+"""Embeds one slide. What goes wrong with the slide is in its outcome. What is raised is a PathokdError, where no other
+slide would fare better, such as a full disk, or a defect of the program."""
 
 
 class Engine(Protocol):

@@ -1,13 +1,15 @@
 """What is recorded about embeddings: the header that decides on reuse, and attributes by customary names."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from pathokd._version import __version__
 from pathokd.embed.store import SCHEMA, StoredDtype
-from pathokd.files import Header, fingerprint, make_header
+from pathokd.errors import StoreError
+from pathokd.files import Header, file_mark, fingerprint, make_header
 from pathokd.models import ModelCard, Readout
 from pathokd.models.outside import OutsideCard
 from pathokd.slides.manifest import TileSpec
@@ -36,12 +38,15 @@ class ModelFacts(NamedTuple):
 def embedding_header(
     model: ModelFacts, slide_id: str, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype
 ) -> Header:
-    """What must agree before a slide's file is reused: the model, its arithmetic, and the tiles."""
+    """What must agree before a slide's file is reused: the model, its arithmetic, the tiles, and the slide itself.
+
+    Which slide it is stands in a part of its own, `slide`: its path may change, what is in it may not.
+    """
     card = model.card
     preprocessing: dict[str, Any] = model.origin
     if isinstance(card, ModelCard):
         preprocessing = {"image_px": card.image_px, "mean": list(card.mean), "std": list(card.std)}
-    return make_header(
+    header = make_header(
         SCHEMA,
         {
             "slide_id": slide_id,
@@ -57,6 +62,28 @@ def embedding_header(
             "tiles": fingerprint([tiles["x"].tolist(), tiles["y"].tolist(), tiles["flag"].tolist()]),
         },
     )
+    path = str(tiles["path"].iloc[0])
+    slide = {"path": path, "mark": file_mark(path), "mpp_level0": float(tiles["mpp_level0"].iloc[0])}
+    return {**header, "slide": slide}
+
+
+def check_slide(found: Header, wanted: Header, where: Path) -> None:
+    """Refuse to take the features of one slide for those of another of its name.
+
+    A slide that was moved is the same one. One that is out of reach cannot be compared, nor can early files, which do
+    not say which slide they are of.
+
+    Raises:
+        StoreError: names both slides.
+    """
+    have, want = found.get("slide", {}), wanted["slide"]
+    for fact, what in (("mark", "content"), ("mpp_level0", "mpp")):
+        if None not in (have.get(fact), want[fact]) and have[fact] != want[fact]:
+            raise StoreError(
+                f"{where} holds features of {have.get('path')} ({have.get('mpp_level0')} um/px), this run asks for "
+                f"{want['path']} ({want['mpp_level0']} um/px), of the same name and another {what}: choose another "
+                "output folder, give the slides different ids, or pass --overwrite to replace it."
+            )
 
 
 def geometry_attrs(slide: Slide, slide_id: str, tiles: pd.DataFrame, spec: TileSpec) -> dict[str, Any]:
@@ -79,8 +106,8 @@ def geometry_attrs(slide: Slide, slide_id: str, tiles: pd.DataFrame, spec: TileS
     }
 
 
-def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec) -> dict[str, Any]:
-    """Attributes of `features`: which model made them, and how."""
+def model_attrs(model: ModelFacts, slide_id: str, header: Header, slide: Slide) -> dict[str, Any]:
+    """Attributes of `features`: which model made them, and how; of which colours, a slide without a profile decides."""
     return {
         "encoder": model.card.name,
         "name": slide_id,
@@ -88,7 +115,7 @@ def model_attrs(model: ModelFacts, slide_id: str, header: Header, spec: TileSpec
         "precision": model.precision,
         "readout": model.readout,
         **model.origin,
-        "colour": "icc-to-srgb" if spec.icc else "as stored",
+        "colour": "icc-to-srgb" if slide.icc and slide.icc_profile else "as stored",
         "version": __version__,
         "config_hash": fingerprint(header["settings"]),
     }

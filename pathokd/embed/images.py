@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pathokd.augment.images import read_image
+from pathokd.augment.images import as_array, read_image
 from pathokd.types import Rgb
 
 Images: TypeAlias = npt.NDArray[np.uint8] | Tensor | Sequence["Rgb | Image.Image | Tensor | str | Path"]
@@ -39,7 +39,7 @@ def as_rgb(image: object) -> Rgb:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return as_array(image)
     if isinstance(image, Tensor):
         image = image.movedim(0, -1).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:

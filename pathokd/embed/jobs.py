@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from pathokd.embed.embedder import Embedder
-from pathokd.embed.facts import embedding_header
+from pathokd.embed.facts import check_slide, embedding_header
 from pathokd.embed.store import StoredDtype, is_foreign, read_header
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import Header, check_header
@@ -43,7 +43,8 @@ def plan(
     """The jobs of one shard, in the manifest's order.
 
     Raises:
-        ManifestError: A slide_id cannot name a file, or there are no tiles.
+        ManifestError: A slide_id cannot name a file, or stands for two slides; tiles are not of the manifest's size or
+            mpp; or there are none.
         StoreError: A file is in the way that was made with other settings, or not by pathokd.
         ValueError: There is no such shard.
     """
@@ -56,6 +57,7 @@ def plan(
         raise StoreError(f"{out} is a file: name a folder for the output.")
     for slide_id in table.frame["slide_id"].unique():
         check_slide_id(str(slide_id))
+    _check_rows(table)
     return [
         _job(embedder, tiles, table.spec, out, dtype, overwrite)
         for tiles in itertools.islice(_by_slide(table.frame), number, None, shards)
@@ -70,6 +72,27 @@ def remove_leftovers(out: Path) -> None:
                 part.unlink()
         except FileNotFoundError:
             pass  # another shard was quicker
+
+
+def _check_rows(table: TileManifest) -> None:
+    """Raise ManifestError where rows contradict each other, as in manifests that were joined by hand."""
+    frame, spec = table.frame, table.spec
+    for name, wanted in (("mpp", spec.mpp), ("tile_px", spec.tile_px)):
+        odd = frame[name] != wanted
+        if odd.any():
+            raise ManifestError(
+                f"The manifest says {name} = {wanted:g} and holds tiles of {frame.loc[odd, name].iloc[0]:g}: embed "
+                "tiles that were cut with different settings one after another."
+            )
+    for name in ("path", "mpp_level0"):
+        values = frame.groupby("slide_id", sort=False)[name].unique()
+        several = values[values.map(len) > 1]
+        if len(several):
+            first, second = several.iloc[0][:2]
+            raise ManifestError(
+                f"Tiles of the slide {several.index[0]!r} have two values of {name}, {first} and {second}: give each "
+                "slide its own slide_id."
+            )
 
 
 def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -103,4 +126,5 @@ def _is_done(path: Path, header: Header, overwrite: bool) -> bool:
             ) from error
         return False  # truncated: made again
     check_header(found, header, path)
+    check_slide(found, header, path)
     return True

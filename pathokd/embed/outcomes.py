@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from pathokd.files import atomic_path
+from pathokd.files import atomic_path, check_summary
 from pathokd.progress import Bars
 
 
@@ -22,6 +22,11 @@ class Outcome(NamedTuple):
     n_flagged: int
     seconds: float
     message: str
+
+
+def check_place(out: Path, verb: str) -> None:
+    """Raise StoreError if OUT/summary.csv is the table of another verb or program, such as that of the features."""
+    check_summary(out / "summary.csv", ("slide_id", "status", "n_flagged"), verb)
 
 
 def conclude(outcomes: Collection[Outcome], out: Path, bars: Bars) -> pd.DataFrame:

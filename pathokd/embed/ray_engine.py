@@ -99,7 +99,8 @@ class RayEngine:
         """See `Engine.run`. A slide is given up when it has cost `ATTEMPTS` processes.
 
         Raises:
-            PathokdError: Actors cannot see the output folder or run another pathokd, or every one of them is dead.
+            PathokdError: Actors cannot see the output folder or run another pathokd, or every one of them is dead; or
+                what `work` raised of this kind.
         """
         ray, todo = self._ray, deque(jobs)
         cost: Counter[int] = Counter()
@@ -122,6 +123,8 @@ class RayEngine:
                     finished.append(ray.get(ref))
                     idle.append(actor)
                 except ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, PathokdError):  # the output folder's trouble, which all slides have
+                        raise error.cause from None
                     bars.say(str(error))  # the traceback: a defect of the program, or of a library below it
                     finished.append(lost(job, f"{_gist(error)} (the log has the traceback)"))
                     idle.append(actor)

@@ -1,7 +1,6 @@
 """Embed a cohort slide by slide, or a packed folder in one go."""
 
 import contextlib
-import csv
 import functools
 import itertools
 import time
@@ -24,7 +23,9 @@ from pathokd.embed.reading import read_batches
 from pathokd.embed.speed import Spent, speed
 from pathokd.embed.store import StoredDtype, read_good, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
+from pathokd.embed.verify import SUMMARY_COLUMNS
 from pathokd.errors import PathokdError, SlideError, StoreError
+from pathokd.files import check_summary
 from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -112,11 +113,11 @@ def embed_slides(
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
     number, shards = shard
     out = Path(out_dir)
-    path = out / ("summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv")
+    path = out / summary_name(number, shards)
     with open_engine(engine, device, precision, workers, out) as machine:
         embedder = Embedder(model, readout, machine.precision, machine.device, batch_size, compile=compile)
         jobs = plan(embedder, table, out, dtype=dtype, overwrite=overwrite, shard=shard)
-        _check_ours(path)
+        check_summary(path, SUMMARY_COLUMNS, "embed")
         remove_leftovers(out)
         work = functools.partial(_one_slide, workers=workers, dtype=dtype)
         ledger = Ledger[Outcome](path, Outcome._fields, [job.slide_id for job in jobs])
@@ -144,17 +145,9 @@ def embed_slides(
     return ledger.table()
 
 
-def _check_ours(path: Path) -> None:
-    """Raise StoreError if another verb's or program's table lies where the summary goes."""
-    if not path.exists():
-        return
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file), [])
-    except (OSError, ValueError, csv.Error):
-        columns = []
-    if not {"slide_id", "status", "n_unreadable"} <= set(columns):
-        raise StoreError(f"{path} is there and no summary of `pathokd embed`: choose another output folder.")
+def summary_name(number: int, shards: int) -> str:
+    """File name of the summary of one shard of so many."""
+    return "summary.csv" if shards == 1 else f"summary-{number}-of-{shards}.csv"
 
 
 def embed_packed(
@@ -208,7 +201,9 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
     slide_path, n, started = str(job.tiles["path"].iloc[0]), len(job.tiles), time.monotonic()
     if job.done:
         flagged = n - int(read_good(job.path).sum())
-        return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, "")
+        lost = flagged - int((job.tiles["flag"] != "").sum())
+        again = f"{lost} of {n} tiles could not be read; if the slide was mended since, --overwrite tries them again."
+        return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, again if lost else "")
     reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
         with _open(job.tiles, job.spec) as slide:
@@ -216,6 +211,7 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
                 embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent
             )
             coords_attrs = geometry_attrs(slide, job.slide_id, job.tiles, job.spec)
+            features_attrs = model_attrs(embedder.facts, job.slide_id, job.header, slide)
         write_embeddings(
             job.path,
             features,
@@ -224,7 +220,7 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
             tissue_fraction=job.tiles["tissue_fraction"].to_numpy(np.float32),
             header=job.header,
             coords_attrs=coords_attrs,
-            features_attrs=model_attrs(embedder.facts, job.slide_id, job.header, job.spec),
+            features_attrs=features_attrs,
             dtype=dtype,
         )
     except PathokdError as error:

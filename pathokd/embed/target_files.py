@@ -1,6 +1,7 @@
 """The arrays of a targets folder while they are written: appended to, committed, cut back after a kill."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,19 +24,30 @@ class AppendedArrays(contextlib.ExitStack):
         arrays: what one row of each is.
         n: rows in the end.
         done: rows that are committed.
+
+    Raises:
+        StoreError: committed rows are not there.
     """
 
     def __init__(self, folder: Path, arrays: dict[str, StoredArray], n: int, done: int) -> None:
         super().__init__()
-        self._arrays = arrays
+        self._arrays, heads = arrays, {name: _head(array, n) for name, array in arrays.items()}
+        ends = {name: len(heads[name]) + done * bytes_per_tile({name: array}) for name, array in arrays.items()}
+        for name, end in ends.items():
+            path = folder / f"{name}.npy"
+            size = path.stat().st_size if path.is_file() else 0
+            if done and size < end:  # made longer, it would read as zeros
+                raise StoreError(
+                    f"{path} holds {size} bytes, {done} tiles are committed and take {end}: something cut it off; "
+                    "compute the targets again, with --overwrite."
+                )
         self._files = {}
-        for name, array in arrays.items():
+        for name, end in ends.items():
             path = folder / f"{name}.npy"
             path.touch()
             self._files[name] = file = self.enter_context(path.open("r+b", buffering=0))
-            header = {"descr": array.dtype, "fortran_order": False, "shape": (n, *array.shape)}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.truncate(file.tell() + done * bytes_per_tile({name: array}))
+            file.write(heads[name])
+            file.truncate(end)
             file.seek(0, os.SEEK_END)
 
     def append(self, name: str, rows: Tensor) -> None:
@@ -50,6 +62,14 @@ class AppendedArrays(contextlib.ExitStack):
         for name, file in self._files.items():
             with _full_disk_named(name):
                 os.fsync(file.fileno())
+
+
+def _head(array: StoredArray, n: int) -> bytes:
+    """What a `.npy` file of `n` rows begins with."""
+    buffer = io.BytesIO()
+    header = {"descr": array.dtype, "fortran_order": False, "shape": (n, *array.shape)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What targets are computed from: a teacher, tiles, and the one view of each tile."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pathokd.data.batch import TileSource
-from pathokd.data.targets import SCHEMA, TargetSpec, bytes_per_tile, layout, tile_identity
+from pathokd.data.targets import SCHEMA, TargetSpec, bytes_per_tile, layout, slide_marks, tile_identity
 from pathokd.data.views import orientation, whole_tile
 from pathokd.embed.reading import read_batches
+from pathokd.errors import StoreError
 from pathokd.files import Header, make_header
 from pathokd.models import Features, Teacher, pool_patches
 from pathokd.models.build import is_dynamic
@@ -88,6 +89,8 @@ class TargetJob:
         }
         # Through JSON, so that it equals what is read back: tuples become lists.
         header: Header = json.loads(json.dumps({**make_header(SCHEMA, settings), "facts": facts}))
+        if slides := slide_marks(self.source):
+            header["slides"] = slides
         return header
 
     @property
@@ -100,7 +103,12 @@ class TargetJob:
         return [int(row) for row in np.unique(np.linspace(0, len(self.source) - 1, count).round())]
 
     def tokens(self, rows: Iterable[int]) -> Iterator[tuple[list[int], Tokens]]:
-        """Batches of row numbers and what the teacher says of their tiles, on its device."""
+        """Batches of row numbers and what the teacher says of their tiles, on its device.
+
+        Raises:
+            SlideError: a tile cannot be read.
+            StoreError: the teacher says NaN or infinity of a tile.
+        """
 
         def read(row: int) -> Any:
             return whole_tile(self.source.read(row), self.view_px, orientation(self._keys[row]))
@@ -108,7 +116,19 @@ class TargetJob:
         for batch in read_batches(read, rows, batch_size=self.batch_size, workers=self.workers):
             numbers, images = zip(*batch, strict=True)
             pixels = torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous().to(self.device)
-            yield list(numbers), self._kept(self.teacher(pixels))
+            tokens = self._kept(self.teacher(pixels))
+            self._check_finite(numbers, tokens)
+            yield list(numbers), tokens
+
+    def _check_finite(self, numbers: Sequence[int], tokens: Tokens) -> None:
+        for values in tokens.values():
+            fine = values.flatten(1).isfinite().all(dim=1)
+            if not bool(fine.all()):
+                key = self._keys[numbers[int((~fine).nonzero()[0])]]
+                raise StoreError(
+                    f"The teacher {self.teacher.card.name} says NaN or infinity of the tile {key}, in "
+                    f"{self.teacher.precision}: try --precision fp32, or check its weights."
+                )
 
     def _kept(self, features: Features) -> Tokens:
         if self.grid is None:

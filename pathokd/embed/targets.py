@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from pathokd.data.targets import (
     TargetSpec,
     TargetStore,
     bytes_per_tile,
+    check_slides,
 )
 from pathokd.embed.target_files import AppendedArrays
 from pathokd.embed.target_job import TargetJob
@@ -73,8 +76,8 @@ def write_targets(
         The finished targets.
 
     Raises:
-        StoreError: made with other settings (names the first that differs), too little room on the disk, or what is
-            stored is not what the teacher says.
+        StoreError: made with other settings (names the first that differs), too little room on the disk, what is
+            stored is damaged or not what the teacher says, or what the teacher says is no number.
         ValueError: a spec that does not fit the teacher.
     """
     out, spec = Path(out_dir), spec or TargetSpec()
@@ -84,13 +87,16 @@ def write_targets(
     if (out / HEADER_NAME).is_file():
         store = TargetStore(out)
         check_header(store.header, job.header, out / HEADER_NAME)
+        check_slides(store.header, job.header.get("slides", {}), out)
         _check(job, _codecs(spec.dtype, store.codec()), store)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return store
     parts = out / PARTS
     if (parts / HEADER_NAME).is_file():
-        found = json.loads((parts / HEADER_NAME).read_text(encoding="utf-8"))
+        with _damage_named(parts / HEADER_NAME):
+            found = json.loads((parts / HEADER_NAME).read_text(encoding="utf-8"))
         check_header(found, job.header, parts / HEADER_NAME)
+        check_slides(found, job.header.get("slides", {}), out)
     else:
         _check_room(out, job)
         write_json(parts / HEADER_NAME, job.header)
@@ -154,12 +160,23 @@ def _sampled_codecs(job: TargetJob, parts: Path, bars: Bars) -> Codecs:
                     moment.update(tokens[kind])
         fitted = {kind: fit_codec(spec.dtype, moment, components[kind]) for kind, moment in moments.items()}
         _save(_named(fitted), path)
-    stored = {name: value.numpy() for name, value in load_file(path).items()}
+    with _damage_named(path):
+        stored = {name: value.numpy() for name, value in load_file(path).items()}
     return {kind: codec.to(job.device) for kind, codec in _codecs(spec.dtype, stored).items()}
 
 
 def _named(codecs: Codecs) -> dict[str, Tensor]:
     return {f"{kind}.{name}": value for kind, codec in codecs.items() for name, value in codec.tensors().items()}
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}), and the unfinished run cannot go on: run `pathokd cache` with --overwrite."
+        ) from error
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
@@ -176,7 +193,8 @@ def _stream(job: TargetJob, codecs: Codecs, parts: Path, bars: Bars) -> dict[str
     statistics = {kind: Standardizer(job.teacher.embed_dim).to(job.device) for kind in job.kinds}
     done, n = 0, len(job.source)
     if progress.is_file():
-        state = load_file(progress)
+        with _damage_named(progress):
+            state = load_file(progress)
         done = int(state.pop("done"))
         for kind in job.kinds:
             statistics[kind].load_state_dict(

@@ -18,6 +18,10 @@ ONE_MODEL = ("encoder", "weights_sha256", "readout", "precision", "dtype", "mpp"
 """Settings that all files of a folder must share."""
 
 
+SUMMARY_COLUMNS = ("slide_id", "status", "n_unreadable")
+"""By these a summary of `pathokd embed` is known."""
+
+
 class Verdict(NamedTuple):
     """One slide's row."""
 
@@ -83,10 +87,13 @@ def expected_slides(root: Path) -> list[Expected]:
 
 
 def _summary(root: Path) -> pd.DataFrame:
-    """What the run, or all its shards, expected."""
-    paths, kinds = sorted(root.glob("summary*.csv")), dict.fromkeys(("slide_id", "message", "path"), str)
+    """What the run, or all its shards, expected; what ran last is right where they differ."""
+    paths = sorted(root.glob("summary*.csv"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    kinds = dict.fromkeys(("slide_id", "message", "path"), str)
     try:
         parts = [pd.read_csv(p, dtype=kinds, keep_default_na=False) for p in paths]
+        if odd := [name for part in parts for name in SUMMARY_COLUMNS if name not in part]:
+            raise KeyError(odd[0])
         found = [part[list(Expected._fields)].astype({"n_tiles": "int64"}) for part in parts]
         for name in (name for part in found for name in part["slide_id"]):
             check_slide_id(name)
@@ -140,9 +147,10 @@ def _unsound(found: SlideEmbeddings, n_tiles: int | None) -> str:
     if not np.isnan(found.features[~good]).all():
         return "flagged tiles have features."
     settings = found.header.get("settings", {})
-    original = np.where(found.flag == UNREADABLE, "", found.flag)
-    tiles = fingerprint([found.coords[:, 0].tolist(), found.coords[:, 1].tolist(), original.tolist()])
-    if tiles != settings.get("tiles"):
+    corners = [found.coords[:, 0].tolist(), found.coords[:, 1].tolist()]
+    # Which tiles were called unreadable by the manifest already is not stored: none of them, or all.
+    flags = (np.where(found.flag == UNREADABLE, "", found.flag), found.flag)
+    if settings.get("tiles") not in [fingerprint([*corners, flag.tolist()]) for flag in flags]:
         return "the coordinates are not those the header was written for."
     if found.features_attrs.get("weights_sha256") != settings.get("weights_sha256"):
         return "header and attributes name different weights."

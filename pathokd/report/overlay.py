@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from pathokd.embed.colours import ColourSpace, fit_colours
-from pathokd.embed.outcomes import Outcome, conclude
+from pathokd.embed.outcomes import Outcome, check_place, conclude
 from pathokd.embed.painting import paint_tiles
 from pathokd.embed.store import SlideEmbeddings, read_embeddings, read_header
 from pathokd.embed.verify import Expected, differs, expected_slides
@@ -66,6 +66,7 @@ def draw_overlays(
         ManifestError: `slides` holds no slide.
     """
     given, out = Path(features), Path(out_dir)
+    check_place(out, "overlay")
     moved = None if slides is None else _by_name(Path(slides))
     jobs, outcomes = _plan(given, out, overwrite)
     todo = [job for job in jobs if not job.done]
@@ -102,6 +103,8 @@ def _plan(given: Path, out: Path, overwrite: bool) -> tuple[list[_Job], dict[str
     for row in rows:
         if row.slide_id in headers:
             settings = {**headers[row.slide_id]["settings"], "picture_px": PICTURE_MAX_PX, "cohort": cohort}
+            if "slide" in headers[row.slide_id]:
+                settings["slide"] = headers[row.slide_id]["slide"]
             header, picture = make_header(SCHEMA, settings), out / f"{row.slide_id}.jpg"
             done = not overwrite and _is_done(picture, header)
             jobs.append(_Job(row, root / f"{row.slide_id}.h5", picture, header, done))

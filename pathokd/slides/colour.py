@@ -1,8 +1,9 @@
-"""From a scanner's ICC profile to sRGB."""
+"""Colours as they are meant: from a scanner's ICC profile to sRGB, and transparent pixels on white."""
 
 import io
 from functools import lru_cache
 
+import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
@@ -24,6 +25,24 @@ def to_srgb(rgb: Rgb, icc_profile: bytes) -> Rgb:
     if image is None:
         raise SlideError("The ICC transform gave no image; pass icc=False to keep the scanner's colours.")
     return np.asarray(image)
+
+
+def on_white(rgba: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Rgb:
+    """Lay an image with straight (not premultiplied) alpha on white.
+
+    Args:
+        rgba: shape (height, width, 4), contiguous.
+
+    Returns:
+        shape (height, width, 3), contiguous.
+    """
+    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    # One pass over whole pixels is several times faster than over a strided alpha channel.
+    if rgba.view("<u4").min() >= 0xFF000000:
+        return np.asarray(rgb, dtype=np.uint8)
+    weight = rgba[..., 3:].astype(np.uint16)
+    blended = (rgb * weight + 255 * (255 - weight) + 127) // 255
+    return blended.astype(np.uint8)
 
 
 @lru_cache(maxsize=32)

@@ -56,6 +56,11 @@ def tile_labels(
     return TileLabels(np.where(share > 0, classes[best].astype(np.int64), -1), share)
 
 
+def label_map_files(path: str | Path) -> tuple[Path, Path]:
+    """The two files of a class map: the picture, and what its classes mean."""
+    return Path(path), Path(path).with_suffix(".json")
+
+
 def read_label_map(path: str | Path) -> LabelMap:
     """Read a class map: `X.png` with `X.json` = {"mpp": 4.0, "classes": ["background", "stroma", ...]} beside
     it.
@@ -63,7 +68,7 @@ def read_label_map(path: str | Path) -> LabelMap:
     Raises:
         ManifestError: a file is missing or does not fit the other.
     """
-    png, side = Path(path), Path(path).with_suffix(".json")
+    png, side = label_map_files(path)
     try:
         facts = json.loads(side.read_text(encoding="utf-8"))
         mpp, names = float(facts["mpp"]), tuple(map(str, facts["classes"]))
@@ -75,6 +80,8 @@ def read_label_map(path: str | Path) -> LabelMap:
         raise ManifestError(
             f"Label map {png} needs {png.name} and {side.name}: {error.filename} is missing."
         ) from error
+    except Image.DecompressionBombError as error:
+        raise ManifestError(f"Label map {png} is too large ({error}): save it at a coarser mpp, say 4.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
             f"Label map {png} cannot be read ({type(error).__name__}: {error}): "

@@ -12,6 +12,8 @@ from pathokd.types import Rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 """File name endings read here."""
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""What Pillow turns into RGB as it is meant; 16 bits it cuts off at 255."""
 
 
 class PictureReader:
@@ -24,6 +26,10 @@ class PictureReader:
     def __init__(self, path: Path) -> None:
         try:
             with Image.open(path) as image:
+                if image.mode not in _MODES:
+                    raise SlideError(
+                        f"{path} holds pixels of the kind {image.mode}, expected 8 bits a channel: export it as RGB."
+                    )
                 white = Image.new("RGBA", image.size, "white")
                 self.icc_profile: bytes | None = image.info.get("icc_profile")
                 white.alpha_composite(image.convert("RGBA"))

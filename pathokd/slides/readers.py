@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import openslide
 import tifffile
 from PIL import ImageCms
 
 from pathokd.errors import SlideError
+from pathokd.slides.colour import on_white
 from pathokd.slides.picture import SUFFIXES, PictureReader
 from pathokd.slides.tiff import TiffReader
 from pathokd.slides.tiled import CACHE_BYTES, TiledPage
@@ -65,6 +65,8 @@ class OpenSlideReader:
         self.icc_profile = _profile(self._slide)
         self._file = _open_tiff(path) if self.vendor in DIRECT_VENDORS else None
         self._direct = jpeg_pages(self._file, self.level_dimensions) if self._file else {}
+        if self.vendor == "aperio":  # OpenSlide draws what a coarser level leaves out from the finer one
+            self._direct = {level: page for level, page in self._direct.items() if not level or page.is_whole}
         self._trusted: set[int] = set()
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Rgb:
@@ -149,24 +151,6 @@ def open_reader(path: Path) -> Reader:
             "the file is damaged or of a variant it cannot read; "
             "copy it again from its source or convert it to a tiled pyramidal TIFF."
         ) from error
-
-
-def on_white(rgba: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Rgb:
-    """Lay an image with straight (not premultiplied) alpha on white.
-
-    Args:
-        rgba: shape (height, width, 4), contiguous.
-
-    Returns:
-        shape (height, width, 3), contiguous.
-    """
-    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
-    # One pass over whole pixels is several times faster than over a strided alpha channel.
-    if rgba.view("<u4").min() >= 0xFF000000:
-        return np.asarray(rgb, dtype=np.uint8)
-    weight = rgba[..., 3:].astype(np.uint16)
-    blended = (rgb * weight + 255 * (255 - weight) + 127) // 255
-    return blended.astype(np.uint8)
 
 
 def _profile(slide: openslide.OpenSlide) -> bytes | None:

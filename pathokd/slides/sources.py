@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pathokd.errors import ManifestError
+from pathokd.slides.dicom import series_uid
 from pathokd.slides.manifest import COLUMNS, LABEL_COLUMNS
 from pathokd.slides.picture import SUFFIXES as PICTURES
 from pathokd.types import Mpp
@@ -55,7 +56,8 @@ class SlideSource:
 def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None = None) -> list[SlideSource]:
     """List the slides of folders (searched in depth), globs, slide files and CSV files, each file once.
 
-    Slides without an id of their own are called by their file name without its ending; where that gives two
+    Of the files of a DICOM series, which are one slide, the first is taken, unless a CSV calls them by ids or describes
+    them. Slides without an id of their own are called by their file name without its ending; where that gives two
     slides one name, both get a short hash of their path.
 
     Args:
@@ -75,8 +77,22 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
             found.setdefault(source.path, source)
     if not found:
         raise _no_slides("an empty list")
-    named = _with_unique_ids(list(found.values()))
+    named = _with_unique_ids(_one_per_series(list(found.values())))
     return [SlideSource(s.slide_id, s.path, mpp if s.mpp is None else s.mpp, s.metadata) for s in named]
+
+
+def _one_per_series(sources: list[SlideSource]) -> list[SlideSource]:
+    """Leave one file of each DICOM series in a folder: it stands for the slide, whose levels are files of their own."""
+    dicoms = [s.path for s in sources if s.path.suffix.lower() == ".dcm" and not (s.slide_id or s.metadata)]
+    beside = Counter(path.parent for path in dicoms)
+    seen: set[tuple[Path, str]] = set()
+    again: set[Path] = set()
+    for path in dicoms:
+        series = series_uid(path) if beside[path.parent] > 1 else None
+        if series is not None:
+            again |= {path} if (path.parent, series) in seen else set()
+            seen.add((path.parent, series))
+    return [source for source in sources if source.path not in again]
 
 
 def _no_slides(where: str) -> ManifestError:

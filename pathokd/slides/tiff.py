@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 
 from pathokd.errors import SlideError
-from pathokd.slides.tiled import TiledPage
+from pathokd.slides.tiled import TiledPage, opaque
 from pathokd.types import Rgb
 
 # Of a truncated file it logs a line for every page it cannot find; `SlideError` says what is wrong in one sentence.
@@ -20,6 +20,10 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 WHOLE_LEVEL_BYTES = 2**30
 """A level that is not tiled is decoded whole; beyond this size that would eat the machine, so it is
 refused."""
+
+_P = tifffile.PHOTOMETRIC
+_FOREIGN = (_P.SEPARATED, _P.CIELAB, _P.ICCLAB, _P.ITULAB, _P.MINISWHITE)
+"""Three or four channels that are none of RGB."""
 
 UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 """Length units of OME-XML."""
@@ -92,7 +96,7 @@ class TiffReader:
             pixels = series.asarray()
             if series.axes.index("S" if "S" in series.axes else "C") == 0:
                 pixels = np.moveaxis(pixels, 0, -1)
-            self._whole[level] = np.ascontiguousarray(pixels[..., :3])
+            self._whole[level] = opaque(pixels, series.pages[0])
         return self._whole[level]
 
 
@@ -107,7 +111,18 @@ def _check_rgb(series: Any, path: Path) -> Any:
             f"{path} holds {axes} = {'x'.join(map(str, shape))} of {series.dtype}: "
             "expected one 8-bit RGB image; export the brightfield image as RGB."
         )
+    page = series.pages[0].aspage()
+    # Decoders of JPEG turn YCbCr into RGB; nobody does so for other compressions.
+    foreign = page.photometric in _FOREIGN or (page.photometric == _P.YCBCR and not _is_jpeg(page))
+    if foreign:
+        raise SlideError(
+            f"{path} stores its colours as {_P(page.photometric).name}, expected RGB: export the image as RGB."
+        )
     return series
+
+
+def _is_jpeg(page: Any) -> bool:
+    return "JP" in tifffile.COMPRESSION(page.compression).name
 
 
 def _size(series: Any) -> tuple[int, int]:

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import atomic_path, check_header, write_json
+from pathokd.files import atomic_path, check_header, check_summary, sha256_file, write_json
 from pathokd.progress import Bars
 from pathokd.slides.contours import mask_geojson
 from pathokd.slides.grid import tile_grid
-from pathokd.slides.labels import read_label_map, tile_labels
+from pathokd.slides.labels import label_map_files, read_label_map, tile_labels
 from pathokd.slides.manifest import TileManifest, TileSpec, empty_frame, read_header, typed
 from pathokd.slides.overlay import draw_overlay, jpeg_bytes
 from pathokd.slides.overview import Overview
@@ -84,6 +84,7 @@ def tile_slides(
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise StoreError(f"{out} is a file: name a folder for the output.")
+    check_summary(out / "summary.csv", ("slide_id", "status", "mpp_source"), "tile")
     done = set() if overwrite else {s.slide_id for s in sources if _is_done(s, spec, out)}
     outcomes: dict[str, Outcome] = {}
     with Bars() as bars, ThreadPoolExecutor(workers) as pool:
@@ -177,12 +178,22 @@ def source_facts(source: SlideSource) -> dict[str, Any]:
         stat = source.path.stat()
     except (OSError, ValueError):  # opening it will say what is wrong with it
         stat = None
-    return {
+    facts: dict[str, Any] = {
         "slide": str(source.path),
         "slide_bytes": None if stat is None else stat.st_size,
         "mpp_given": source.mpp,
         "metadata": dict(source.metadata),
     }
+    if label_map := source.metadata.get("label_map"):
+        facts["label_map_sha256"] = [_sha256(path) for path in label_map_files(label_map)]
+    return facts
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except (OSError, ValueError):  # reading it will say what is wrong with it
+        return None
 
 
 def _tiles(source: SlideSource, spec: TileSpec, slide: Slide, overview: Overview, mask: Mask) -> pd.DataFrame:

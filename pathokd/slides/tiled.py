@@ -9,7 +9,11 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from tifffile import TiffFileError
+from tifffile.tifffile import EXTRASAMPLE
 
+from pathokd.slides.colour import on_white
 from pathokd.types import Rgb
 
 CACHE_BYTES = 128 * 2**20
@@ -34,6 +38,11 @@ class TiledPage:
         page.parent.filehandle.lock = (
             True  # tifffile's lock is none by default, and threads would seek under each other
         )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file leaves out none of its tiles."""
+        return all(self._page.databytecounts)
 
     def read(self, x: int, y: int, size: tuple[int, int]) -> Rgb:
         """Pixels of a box, white outside the page and where the file leaves out a tile.
@@ -69,14 +78,32 @@ class TiledPage:
         with handle.lock:
             handle.seek(self._page.dataoffsets[index])
             data = handle.read(count)
+        if len(data) < count:  # decoders make up what is missing of a JPEG
+            raise TiffFileError(f"the file ends within tile {index}")
         segment, _, _ = self._page.decode(data, index, jpegtables=self._page.jpegtables)
         if segment is None:
             return None
         row, column = divmod(index, self._across)
         # Tiles of the last row and column hold padding beyond the page.
         height, width = self.size[1] - row * self._tile_size[1], self.size[0] - column * self._tile_size[0]
-        tile: Rgb = segment[0, :height, :width, :3]
-        return tile
+        return opaque(segment[0, :height, :width], self._page)
+
+
+def opaque(pixels: npt.NDArray[np.uint8], page: Any) -> Rgb:
+    """Pixels of a page without their alpha channel: transparent ones are white.
+
+    Args:
+        pixels: shape (height, width, 3 or 4).
+        page: the `tifffile.TiffPage` they are of.
+    """
+    alpha = next(iter(page.extrasamples), None) if pixels.shape[-1] == 4 else None
+    if alpha == EXTRASAMPLE.UNASSALPHA:
+        return on_white(np.ascontiguousarray(pixels))
+    if alpha == EXTRASAMPLE.ASSOCALPHA:
+        wide = pixels.astype(np.int16)  # what is stored is multiplied by alpha already
+        white: Rgb = np.clip(wide[..., :3] + 255 - wide[..., 3:], 0, 255).astype(np.uint8)
+        return white
+    return np.ascontiguousarray(pixels[..., :3])
 
 
 def _paste(out: Rgb, tile: Rgb, left: int, top: int) -> None:

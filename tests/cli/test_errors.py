@@ -172,3 +172,19 @@ def test_words_as_a_shell_gives_them() -> None:
         "--tile_px=3",
     ]
     assert _dashed(["--overwrite", "--stain"], verb) == ["--overwrite=true", "--stain=[]"]
+
+
+def test_what_the_system_refuses_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied", "list.csv")
+
+    monkeypatch.setattr("pathokd.slides.sources.find_slides", refuse)
+    assert said(["tile", tmp_path, "--out", tmp_path / "out"], capsys) == (
+        1,
+        "pathokd tile: [Errno 13] Permission denied: 'list.csv'\n",
+    )
+    monkeypatch.setattr("pathokd.slides.sources.find_slides", lambda *args, **kwargs: [][0])
+    with pytest.raises(IndexError):  # a defect of the program keeps its traceback
+        main(["tile", str(tmp_path), "--out", str(tmp_path / "out")])

@@ -321,3 +321,25 @@ def test_what_embed_wrote_is_unchanged(embeddings: Path, tmp_path: Path) -> None
     convert_embeddings(embeddings, tmp_path / "out", "trident")
     assert (embeddings / "a.h5").read_bytes() == before
     assert read_embeddings(embeddings / "a.h5").features.shape == (N, DIM)
+
+
+def test_a_slide_embedded_again_from_another_file_is_not_taken_for_converted(tmp_path: Path) -> None:
+    path = store(tmp_path / "features", "a")
+    found = read_embeddings(path)
+    for number in range(2):
+        header = {**found.header, "slide": {"path": "a.svs", "mark": f"{number}" * 16, "mpp_level0": MPP0}}
+        write_embeddings(
+            path,
+            found.features + number,
+            found.coords,
+            flag=found.flag,
+            tissue_fraction=found.tissue_fraction,
+            header=header,
+            coords_attrs=found.coords_attrs,
+            features_attrs=found.features_attrs,
+        )
+        if not number:
+            for status in ("ok", "skipped"):
+                assert convert_embeddings(path.parent, tmp_path / "out", "clam")["status"].tolist() == [status]
+    with pytest.raises(StoreError, match=r"a\.h5 was made with slide = "):
+        convert_embeddings(path.parent, tmp_path / "out", "clam")

@@ -1,13 +1,16 @@
 """Embedder: order, sizes, precision, and agreement with the encoder itself."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pathokd.embed import Embedder
 from pathokd.embed.images import look_up
+from pathokd.errors import StoreError
 from pathokd.models import Encoder, readout
 
 
@@ -55,6 +58,25 @@ def test_mixed_sizes_keep_their_order(encoder: Encoder) -> None:
     got = embedder([small[0], large[0], large[1], small[1]])
     np.testing.assert_allclose(got[[0, 3]], embedder(small), atol=1e-5)
     np.testing.assert_allclose(got[[1, 2]], embedder(large), atol=1e-5)
+
+
+def test_pictures_are_embedded_as_they_look(encoder: Encoder, tmp_path: Path) -> None:
+    """Transparent pixels are white, whatever lies below; deep ones are refused rather than cut off at 255."""
+    tile, embedder = images(1, 56)[0], Embedder(encoder)
+    tile[:20] = 255
+    alpha = np.full((56, 56, 1), 255, np.uint8)
+    alpha[:20] = 0
+    picture = Image.fromarray(np.concatenate([np.where(alpha > 0, tile, 0).astype(np.uint8), alpha], axis=2))
+    picture.save(tmp_path / "a.png")
+    want = embedder([tile])
+    for image in (picture, tmp_path / "a.png"):
+        np.testing.assert_array_equal(embedder([image]), want)
+    deep = Image.fromarray(tile[..., 0].astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="of the kind I;16, expected 8 bits"):
+        embedder([deep])
+    with pytest.raises(StoreError, match="of the kind I;16, expected 8 bits"):
+        embedder([tmp_path / "deep.png"])
 
 
 def test_nothing_in_nothing_out(encoder: Encoder) -> None:

@@ -206,8 +206,9 @@ def test_a_manifest_cannot_write_elsewhere(
 
 
 def test_a_summary_cannot_lead_elsewhere(tmp_path: Path) -> None:
-    pd.DataFrame([{"slide_id": "../x", "status": "ok", "n_tiles": 1, "message": ""}]).to_csv(tmp_path / "summary.csv")
-    with pytest.raises(StoreError, match="not one of"):
+    row = {"slide_id": "../x", "path": "", "status": "ok", "n_tiles": 1, "n_unreadable": 0, "message": ""}
+    pd.DataFrame([row]).to_csv(tmp_path / "summary.csv")
+    with pytest.raises(StoreError, match=r"not one of .*slide_id '\.\./x' cannot name a file"):
         verify_embeddings(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """Slides on a real Ray cluster of two nodes: the same files as without it, whatever dies on the way."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from pathokd.embed import Embedder, embed_slides
 from pathokd.embed.engines import open_engine
 from pathokd.embed.ray_engine import ATTEMPTS, RayEngine
 from pathokd.errors import PathokdError, StoreError
+from pathokd.files import atomic_path
 from pathokd.models import Encoder
 from pathokd.progress import Bars
 from pathokd.slides import TileSpec, find_slides, tile_slides
@@ -201,6 +203,24 @@ def test_a_slide_that_kills_or_breaks_is_one_row(
     assert outcomes["kills"].startswith(f"{ATTEMPTS} processes died on this slide")
     assert outcomes["breaks"] == "TypeError: no such thing (the log has the traceback)"
     assert 'raise TypeError("no such thing")' in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_as_it_does_without_ray(
+    cluster: Any, encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(embedder: Embedder, job: str, bars: Bars) -> str:
+        with atomic_path(tmp_path / "out" / job):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    outcomes: list[str] = []
+    with (
+        pytest.raises(StoreError, match=r"Cannot write .*: No space left on device\. Free some space"),
+        Bars() as bars,
+        RayEngine("auto", "auto", 1, tmp_path) as engine,
+    ):
+        outcomes += engine.run(work, Embedder(encoder, device="cpu"), [*"abcdef"], lambda job, why: why, bars)
+    assert not outcomes
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.slow

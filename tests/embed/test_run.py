@@ -1,12 +1,15 @@
 """Slides in, HDF5 out: alignment, resume, damaged tiles and slides, and packed tiles."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
+from PIL import ImageCms
 
 from pathokd.embed import Embedder, embed_packed, embed_slides, read_embeddings
 from pathokd.errors import ManifestError, StoreError
@@ -64,6 +67,21 @@ def test_attributes_say_where_and_how(
     assert (facts["readout"], facts["precision"], facts["colour"]) == ("cls", "fp32", "as stored")
 
 
+def test_colours_are_called_converted_only_where_a_profile_converts_them(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    bare, path = make_slide("bare", seed=1), make_slide("profile", seed=2)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tifffile.imwrite(path, tifffile.imread(path), tile=(64, 64), photometric="rgb", iccprofile=profile)
+    manifest = make_manifest([bare, path])
+    managed = TileManifest(manifest.frame, replace(manifest.spec, icc=True))
+    embed_slides(encoder, managed, tmp_path / "out")
+    found = {
+        name: read_embeddings(tmp_path / f"out/{name}.h5").features_attrs["colour"] for name in ("bare", "profile")
+    }
+    assert found == {"bare": "as stored", "profile": "icc-to-srgb"}
+
+
 def test_a_finished_slide_is_skipped_and_a_truncated_one_redone(
     encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
 ) -> None:
@@ -106,6 +124,8 @@ def test_a_damaged_tile_is_a_flagged_row(
     again = embed_slides(encoder, manifest, tmp_path / "out")
     assert again["status"].tolist() == ["skipped", "skipped"]
     assert again["n_unreadable"].tolist() == [4, 0]
+    assert again["message"][0].startswith("4 of 16 tiles could not be read; if the slide was mended since, --overwrite")
+    assert not again["message"][1]
     stored = read_embeddings(tmp_path / "out" / "bad.h5")
     # The spoilt storage tile is 64 px wide, so the four 56 px tiles that touch it are unreadable.
     assert np.flatnonzero(stored.flag == "unreadable").tolist() == [0, 1, 4, 5]
@@ -119,6 +139,7 @@ def test_rows_flagged_in_the_manifest_are_not_embedded(
     manifest = make_manifest([make_slide("a", seed=1)])
     manifest.frame.loc[3, "flag"] = "pen"
     embed_slides(encoder, manifest, tmp_path / "out")
+    assert embed_slides(encoder, manifest, tmp_path / "out")["message"].tolist() == [""]  # nothing to try again
     stored = read_embeddings(tmp_path / "out" / "a.h5")
     assert stored.flag[3] == "pen"
     assert np.isnan(stored.features[3]).all()
@@ -142,6 +163,41 @@ def test_the_mpp_of_a_slide_list_is_taken(
     manifest = make_manifest([make_slide("a", seed=1, mpp=None)])
     assert embed_slides(encoder, manifest, tmp_path / "out")["status"].tolist() == ["ok"]
     assert read_embeddings(tmp_path / "out" / "a.h5").coords_attrs["mpp_source"] == "given"
+
+
+def test_another_slide_of_the_same_name_is_not_taken_for_done(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    one, out = make_slide("a", seed=1), tmp_path / "out"
+    embed_slides(encoder, make_manifest([one]), out)
+    before = (out / "a.h5").read_bytes()
+    (tmp_path / "other").mkdir()
+    other = one.rename(tmp_path / "other" / "a.tiff")
+    assert embed_slides(encoder, make_manifest([other]), out)["status"].tolist() == ["skipped"]  # moved
+    manifest = make_manifest([make_slide("a", seed=2)])
+    with pytest.raises(StoreError, match=r"a\.h5 holds features of .*a\.tiff .* of the same name and another content"):
+        embed_slides(encoder, manifest, out)
+    assert (out / "a.h5").read_bytes() == before
+    assert embed_slides(encoder, manifest, out, overwrite=True)["status"].tolist() == ["ok"]
+    (tmp_path / "a.tiff").unlink()  # archived: what is done stays done
+    assert embed_slides(encoder, manifest, out)["status"].tolist() == ["skipped"]
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest([make_slide("a", seed=1)])
+    half = np.arange(len(manifest.frame)) < 8
+    for column, value, message in (
+        ("path", str(make_slide("b", seed=2)), "slide 'a' have two values of path"),
+        ("mpp_level0", 0.25, "slide 'a' have two values of mpp_level0, 0.5 and 0.25"),
+        ("mpp", 1.0, "says mpp = 0.5 and holds tiles of 1"),
+        ("tile_px", 28, "says tile_px = 56 and holds tiles of 28"),
+    ):
+        frame = manifest.frame.assign(**{column: manifest.frame[column].where(half, value)})
+        with pytest.raises(ManifestError, match=message):
+            embed_slides(encoder, TileManifest(frame, manifest.spec), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_manifest_may_be_a_folder(

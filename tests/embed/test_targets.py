@@ -4,8 +4,10 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ import torch
 from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import TargetSpec, TargetStore
 from pathokd.data.views import d4, orientation, resize
+from pathokd.data.wsi import WsiTiles
 from pathokd.embed import targets
 from pathokd.embed.targets import samples, write_targets
 from pathokd.errors import StoreError
 from pathokd.models import Features, Teacher, TeacherSpec, build_teacher
+from pathokd.slides.manifest import TileManifest
 from pathokd.types import Rgb
 
 
@@ -102,6 +106,46 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(teacher: Teacher, pack
     assert len(whole) == 48
 
 
+def test_committed_rows_that_are_gone_are_not_made_up(teacher: Teacher, packed: Path, tmp_path: Path) -> None:
+    """As after deleting the large file to free some space."""
+    out = tmp_path / "t"
+    with pytest.raises(RuntimeError, match="power"):
+        write_targets(teacher, Fails(packed, 40), out, TargetSpec("patches"), batch_size=1)
+    path = out / ".parts/patches.npy"
+    os.truncate(path, path.stat().st_size * 3 // 4)
+    with pytest.raises(StoreError, match=r"patches\.npy holds \d+ bytes, 32 tiles are committed .* with --overwrite"):
+        write_targets(teacher, PackedTiles(packed), out, TargetSpec("patches"), batch_size=1)
+
+
+@pytest.mark.parametrize("name", ["header.json", "progress.safetensors", "codec.safetensors"])
+def test_a_damaged_file_of_an_unfinished_run_is_one_sentence(
+    teacher: Teacher, packed: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(RuntimeError, match="power"):
+        write_targets(teacher, Fails(packed, 40), tmp_path, TargetSpec("patches"), batch_size=1)
+    (tmp_path / ".parts" / name).write_bytes(b"")
+    with pytest.raises(StoreError, match=rf"\.parts/{name} is damaged .* with --overwrite"):
+        write_targets(teacher, PackedTiles(packed), tmp_path, TargetSpec("patches"), batch_size=1)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_nan_of_the_teacher_is_told_at_its_tile(
+    teacher: Teacher, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    real, calls = Teacher.forward, []
+
+    def forward(self: Teacher, pixels: torch.Tensor) -> Features:
+        out = real(self, pixels)
+        calls.append(len(pixels))
+        return out._replace(cls=out.cls * float("nan")) if len(calls) == 5 else out
+
+    monkeypatch.setattr(Teacher, "forward", forward)
+    key = PackedTiles(packed).index["key"][4]
+    with pytest.raises(StoreError, match=f"says NaN or infinity of the tile {key}"):
+        write_targets(teacher, PackedTiles(packed), tmp_path, TargetSpec("cls", dtype=dtype), batch_size=1)
+    assert len(calls) == 5
+
+
 def test_a_run_cut_off_while_it_finishes_goes_on(
     teacher: Teacher, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +220,35 @@ def test_a_disk_that_fills_up_is_one_sentence_and_no_loss(teacher: Teacher, pack
     write_targets(teacher, PackedTiles(packed), tmp_path / "t", spec, batch_size=1)
     write_targets(teacher, PackedTiles(packed), tmp_path / "whole", spec, batch_size=1)
     assert files(tmp_path / "t") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_targets_of_another_slide_of_the_same_name_are_refused(
+    teacher: Teacher,
+    make_slide: Callable[..., Path],
+    make_manifest: Callable[[list[Path]], TileManifest],
+    tmp_path: Path,
+    finished: bool,
+) -> None:
+    """As with the slides of a cohort and their stain-normalised copies in another folder."""
+    path, out = make_slide("a", seed=1), tmp_path / "t"
+    if finished:
+        write_targets(teacher, WsiTiles(make_manifest([path])), out)
+    else:
+        source = WsiTiles(make_manifest([path]))
+        source.read = Mock(side_effect=RuntimeError("the power went off"))
+        with pytest.raises(RuntimeError, match="power"):
+            write_targets(teacher, source, out)
+    (tmp_path / "moved").mkdir()
+    moved = WsiTiles(make_manifest([path.rename(tmp_path / "moved/a.tiff")]))
+    other = WsiTiles(make_manifest([make_slide("a", seed=2)]))
+    message = "computed on another slide a, of the same name and tiles"
+    with pytest.raises(StoreError, match=message):
+        write_targets(teacher, other, out)
+    store = write_targets(teacher, moved, out)
+    store.check_tiles(moved)
+    with pytest.raises(StoreError, match=message):
+        store.check_tiles(other)
 
 
 def test_a_bf16_teacher_is_another_one(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:

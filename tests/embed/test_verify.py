@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from pathokd.cli.main import main
-from pathokd.embed import embed_slides, verify_embeddings
+from pathokd.embed import convert_embeddings, embed_slides, verify_embeddings
 from pathokd.embed.store import sealed
 from pathokd.errors import StoreError
 from pathokd.models import Encoder
+from pathokd.report.overlay import draw_overlays
+from pathokd.slides import TileSpec, find_slides, tile_slides
 from pathokd.slides.manifest import TileManifest
 
 MakeSlide = Callable[..., Path]
@@ -101,6 +103,53 @@ def test_what_is_no_folder_of_embeddings(tmp_path: Path) -> None:
     (tmp_path / "summary.csv").write_text("a,b\n1,2\n")
     with pytest.raises(StoreError, match="holds a summary that is not one of `pathokd embed`"):
         verify_embeddings(tmp_path)
+
+
+def test_the_summary_that_was_written_last_is_believed(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest, out = make_manifest([make_slide("a", seed=1)]), tmp_path / "out"
+    embed_slides(encoder, manifest, out)
+    less = TileManifest(manifest.frame.iloc[:5], manifest.spec)
+    embed_slides(encoder, less, out, shard=(0, 2), overwrite=True)
+    embed_slides(encoder, less, out, shard=(1, 2), overwrite=True)
+    assert status(out) == {"a": "ok"}
+
+
+@pytest.mark.parametrize("verb", ["tile", "overlay", "export"])
+def test_summaries_of_embed_are_not_written_over(
+    verb: str, encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    slide, out, place = make_slide("a", seed=1), tmp_path / "out", tmp_path / "out"
+    embed_slides(encoder, make_manifest([slide]), out)
+    if verb == "export":  # which refuses the folder itself
+        place = tmp_path / "other"
+        embed_slides(encoder, make_manifest([slide]), place)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    run: dict[str, Callable[[], object]] = {
+        "tile": lambda: tile_slides(find_slides(slide), TileSpec(min_tissue=0), place),
+        "overlay": lambda: draw_overlays(out, place),
+        "export": lambda: convert_embeddings(out, place, "clam"),
+    }
+    with pytest.raises(StoreError, match=rf"summary\.csv is there and no summary of `pathokd {verb}`: choose another"):
+        run[verb]()
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.parametrize("word", ["pen", "unreadable"])
+def test_tiles_that_the_manifest_flags_are_sound(
+    word: str, encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    manifest = make_manifest([make_slide("a", seed=1)])
+    manifest.frame.loc[3, "flag"] = word
+    embed_slides(encoder, manifest, tmp_path / "out")
+    assert status(tmp_path / "out") == {"a": "ok"}
+
+
+def test_a_tiled_folder_is_no_folder_of_embeddings(make_slide: MakeSlide, tmp_path: Path) -> None:
+    tile_slides(find_slides(make_slide("a", seed=1)), TileSpec(min_tissue=0), tmp_path / "tiles")
+    with pytest.raises(StoreError, match="holds a summary that is not one of `pathokd embed`"):
+        verify_embeddings(tmp_path / "tiles")
 
 
 def test_shards_share_a_folder(

@@ -35,6 +35,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (found.mpp, found.names) == (4.0, tuple("abcd"))
 
 
+def test_a_map_too_large_to_open_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, np.zeros((20, 20), np.uint8), {"mpp": 4.0, "classes": ["a"]})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ManifestError, match=r"too large .* coarser mpp"):
+        read_label_map(path)
+
+
 def test_errors(tmp_path: Path) -> None:
     classes = np.arange(4, dtype=np.uint8).reshape(2, 2)
     with pytest.raises(ManifestError, match="names 2 classes"):

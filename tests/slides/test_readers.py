@@ -90,6 +90,56 @@ def test_no_rgb(tmp_path: Path, pixels: npt.NDArray[np.generic]) -> None:
         Slide(path)
 
 
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("options", [{}, {"tile": (256, 256), "metadata": {"axes": "YXS"}}], ids=["strips", "ome"])
+def test_transparent_pixels_of_a_tiff_are_white(
+    tmp_path: Path, picture: Picture, kind: str, options: dict[str, object]
+) -> None:
+    alpha = np.full((700, 900, 1), 255, np.uint8)
+    alpha[:100], alpha[100:200] = 0, 51
+    stored = (picture * (alpha / 255)).round() if kind == "assocalpha" else picture
+    path = tmp_path / ("a.ome.tif" if options else "a.tif")
+    rgba = np.concatenate([np.where(alpha > 0, stored, 0).astype(np.uint8), alpha], axis=2)
+    tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=[kind], **options)
+    with Slide(path, mpp=0.25) as slide:
+        assert slide.vendor in ("tifffile", "ome-tiff")
+        found = slide.read_tile(0, 0, mpp=0.25, tile_px=700).astype(int)
+    assert (found[:100] == 255).all()
+    assert np.abs(found[100:200] - (255 + (picture[100:200, :700] - 255.0) * 0.2)).max() <= 1
+    assert np.array_equal(found[200:], picture[200:, :700])
+
+
+def test_colours_that_are_not_rgb_are_refused(tmp_path: Path, picture: Picture) -> None:
+    for mode in ("CMYK", "YCbCr"):
+        Image.fromarray(picture).convert(mode).save(tmp_path / "a.tif")
+        with pytest.raises(SlideError, match=r"stores its colours as (SEPARATED|YCBCR), expected RGB"):
+            Slide(tmp_path / "a.tif")
+    Image.fromarray(picture[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(SlideError, match="holds pixels of the kind I;16, expected 8 bits a channel"):
+        Slide(tmp_path / "deep.png")
+
+
+def test_a_jpeg_tile_that_the_end_of_the_file_cuts_off_is_not_made_up(tmp_path: Path, picture: Picture) -> None:
+    path = tmp_path / "cut.tif"
+    options = {"photometric": "rgb", "compression": "jpeg", "tile": (256, 256), "metadata": None}
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(picture, resolution=(40_000, 40_000), resolutionunit="CENTIMETER", **options)
+        writer.write(picture[::2, ::2].copy(), subfiletype=1, **options)  # OpenSlide hashes all of this one
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        page, end = file.pages[0], path.stat().st_size
+        offset, count = page.dataoffsets[5], page.databytecounts[5]
+        half = path.read_bytes()[offset : offset + count // 2]
+        page.tags["TileOffsets"].overwrite([*page.dataoffsets[:5], end, *page.dataoffsets[6:]])
+    with open(path, "ab") as raw:
+        raw.write(half)
+    with tifffile.TiffFile(path) as file, pytest.raises(tifffile.TiffFileError, match="the file ends within tile 5"):
+        TiledPage(file.pages[0]).read(256, 256, (256, 256))
+    with Slide(path) as slide:
+        assert slide.read_tile(0, 0, mpp=0.25, tile_px=256).any()
+        with pytest.raises(SlideError, match="cannot be read at x=256, y=256"):
+            slide.read_tile(256, 256, mpp=0.25, tile_px=256)
+
+
 def test_damaged_ome_tile(tmp_path: Path, picture: Picture) -> None:
     path = write_ome(tmp_path / "a.ome.tif", [picture])
     with tifffile.TiffFile(path) as file:
@@ -144,6 +194,23 @@ def test_direct_pixels_are_openslides(tmp_path: Path, picture: Picture, flavour:
     equal = [same for level in (0, 1) for same in both_ways(reader, level, np.random.default_rng(1), 40)]
     assert len(equal) > 60
     assert all(equal)
+
+
+@pytest.mark.parametrize("flavour", ["generic-tiff", "aperio"])
+def test_left_out_tiles_are_as_openslide_has_them(tmp_path: Path, picture: Picture, flavour: Flavour) -> None:
+    """White, but for coarser levels of Aperio slides, which OpenSlide draws from the finer one."""
+    path = write_pyramid(tmp_path / "slide.tif", picture[:600, :800], 0.5, flavour=flavour, downsamples=(2.0,))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for page in (page for page in file.pages if page.is_tiled):
+            page.tags["TileByteCounts"].overwrite([*page.databytecounts[:-1], 0])
+    reader = OpenSlideReader(path)
+    for level in (0, 1):
+        assert reader.read_region((0, 0), level, (200, 200)).std() > 1  # whereupon a page is trusted
+        width, height = reader.level_dimensions[level]
+        found = reader.read_region((0, 0), level, (width, height))
+        assert np.array_equal(found, reader._composited((0, 0), level, (width, height)))
+        left_out = found[height - height % 256 :, width - width % 256 :]
+        assert (left_out == 255).all() == (level == 0 or flavour == "generic-tiff")
 
 
 @pytest.mark.parametrize("name", ["wsi_cmu1/CMU-1_section2_20x.tif", "wsi_small/CMU-1-Small-Region.svs"])

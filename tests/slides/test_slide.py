@@ -94,7 +94,7 @@ def test_outside_and_transparent_are_white(write_slide: WriteSlide) -> None:
 
 
 def test_alpha_is_laid_on_white() -> None:
-    from pathokd.slides.readers import on_white
+    from pathokd.slides.colour import on_white
 
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[0, 0] = (10, 20, 30, 255)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pathokd.errors import ManifestError
-from pathokd.slides import find_slides
+from pathokd.slides import find_slides, sources
 
 
 @pytest.fixture
@@ -112,3 +112,23 @@ def test_columns_that_would_be_lost(tmp_path: Path, header: str, message: str) -
     (tmp_path / "slides.csv").write_text(f"{header}\na.svs,x,y\n")
     with pytest.raises(ManifestError, match=message):
         find_slides(tmp_path / "slides.csv")
+
+
+def test_files_of_a_dicom_series_are_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = {"a/1.dcm": "X", "a/2.dcm": "X", "a/3.dcm": "Y", "a/4.dcm": None, "a/5.dcm": None, "b/1.dcm": "X"}
+    for name in series:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sources, "series_uid", lambda path: series[str(path.relative_to(tmp_path))])
+    wanted = [tmp_path / name for name in ("a/1.dcm", "a/3.dcm", "a/4.dcm", "a/5.dcm", "b/1.dcm")]
+    assert [s.path for s in find_slides(tmp_path)] == wanted
+    assert [s.path for s in find_slides([tmp_path / name for name in series])] == wanted  # as a shell expands a/*.dcm
+    (tmp_path / "list.csv").write_text("slide_id,path\n" + "\n".join(f"{n[0]}{n[2]},{n}" for n in series))
+    assert len(find_slides(tmp_path / "list.csv")) == len(series)
+
+
+def test_files_of_a_real_dicom_series_are_one_slide(real_data: Path) -> None:
+    found = {source.path.name for source in find_slides(real_data / "wsi_dicom")}
+    assert "openslide_boxes_0.dcm" in found
+    assert not found & {"openslide_boxes_1.dcm", "highdicom_sm_image_control.dcm"}
+    assert len(found) == 5

@@ -128,6 +128,13 @@ def test_metadata_and_labels(write_slide: WriteSlide, tissue_like: Picture, tmp_
     assert set(b["label"]) == {""}
     assert b["label_share"].isna().all()
 
+    sources = find_slides(tmp_path / "slides.csv")
+    assert tile_slides(sources, SPEC, tmp_path / "out")["status"].tolist() == ["skipped", "skipped"]
+    mask = np.asarray(Image.open(tmp_path / "a.png"))
+    Image.fromarray(np.flip(mask, 1)).save(tmp_path / "a.png")
+    with pytest.raises(StoreError, match="made with label_map_sha256 = "):  # the map was corrected since
+        tile_slides(sources, SPEC, tmp_path / "out")
+
 
 def test_damage_in_the_overview_drops_nothing(
     write_slide: WriteSlide, tissue_like: Picture, break_tile: BreakTile, tmp_path: Path
