@@ -96,9 +96,10 @@ def _one_per_series(sources: list[SlideSource]) -> list[SlideSource]:
 
 
 def _no_slides(where: str) -> ManifestError:
-    return ManifestError(
-        f"No slides in {where}: expected a folder, glob, slide file or CSV with files ending in {' '.join(SUFFIXES)}."
-    )
+    expected = f"expected a folder, glob, slide file or CSV with files ending in {' '.join(SUFFIXES)}."
+    if (Path(where) / "index.parquet").is_file():
+        expected = "it is a packed folder, of tiles without their slides; give the slides, or the tiled folder."
+    return ManifestError(f"No slides in {where}: {expected}")
 
 
 def _expand(item: str | Path) -> Iterable[SlideSource]:

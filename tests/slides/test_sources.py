@@ -99,6 +99,11 @@ def test_one_place_without_slides_is_not_passed_over(folder: Path, tmp_path: Pat
             find_slides([folder, nothing])
 
 
+def test_a_packed_folder_is_told_from_an_empty_one(packed: Path) -> None:
+    with pytest.raises(ManifestError, match="it is a packed folder, of tiles without their slides"):
+        find_slides(packed)
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
