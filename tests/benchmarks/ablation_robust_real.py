@@ -38,6 +38,7 @@ ARMS: dict[str, list[str]] = {
     CONTROL: [],
     "clean / perturbed, five times as long": ["longer"],
     "the first stage once more, half as long": ["again"],
+    "once more, a third as long, views at half strength": ["again", "gentle"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
@@ -168,7 +169,10 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     name = f"{slug(ARMS[arm])}_{seed}"
     if "again" in ARMS[arm]:
         recipe["model"]["student"]["init"] = str(first)
-        fit(seeded(recipe, seed + 1000, sizes.first_steps // 2), out, name, out / "students" / name)  # other views
+        if "gentle" in ARMS[arm]:
+            recipe["data"]["photometric"]["student"][0]["init_args"]["strength"] = 0.5
+        steps = sizes.first_steps // (3 if "gentle" in ARMS[arm] else 2)
+        fit(seeded(recipe, seed + 1000, steps), out, name, out / "students" / name)  # of other views
         return
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
     recipe["model"]["student"] = {**built.spec, "init": str(first)}
