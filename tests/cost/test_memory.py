@@ -53,7 +53,9 @@ def test_activations_are_what_autograd_keeps(name: str, arguments: dict[str, Any
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_plus_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_plus_patch16_dinov3"]
+)
 def test_blocks_of_eva_are_planned_too(name: str, autocast: bool) -> None:
     """Their LayerScales are parameters, and positions turn their queries and keys. To 10 %."""
     card = make_card("student", name, {"depth": 3}, image_px=112)
