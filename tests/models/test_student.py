@@ -112,6 +112,21 @@ def test_weights_of_a_folder(tmp_path: Path) -> None:
         build_student(spec(init=str(tmp_path), model_args={**SMALL, "depth": 4}))
 
 
+def test_weights_of_a_bare_file(tmp_path: Path) -> None:
+    """Its architecture is the student's, all of it: neither a deeper file nor one of other registers will do."""
+    path = tmp_path / "first.safetensors"
+    first = build_student(spec(seed=5))
+    save_file({key: value.half() for key, value in first.model.state_dict().items()}, path)
+    again = build_student(spec(init=str(path), seed=6))
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, first.model.state_dict()[name].half().float())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    with pytest.raises(WeightsError, match="unknown"):
+        build_student(spec(init=str(path), model_args={**SMALL, "depth": 2}))
+    with pytest.raises(WeightsError, match="no weights file"):
+        build_student(spec(init=str(tmp_path / "missing.safetensors")))
+
+
 def test_timm_weights_offline_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"could not be fetched|no pretrained weights"):
