@@ -92,7 +92,8 @@ def build_student(spec: StudentSpec, teacher: Encoder | ModelCard | None = None)
     known = teacher.card if isinstance(teacher, Encoder) else teacher
     card = make_card("student", spec.architecture, spec.resolved_args(), image_px=spec.image_px, **_facts(spec, known))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+        # Weights are drawn on the CPU. torch.manual_seed would also start every GPU's stream anew, for good.
+        torch.default_generator.manual_seed(spec.seed)
         if spec.init == "timm":
             return Encoder(_timm_weights(spec), card)
         if spec.init not in ("scratch", "teacher-layers"):

@@ -51,6 +51,17 @@ def test_seed_alone_decides() -> None:
     assert build_student(spec(seed=4)).weights_sha256 != first
 
 
+def test_no_other_stream_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's stream, which heads and token samples are drawn from, would else be the same whatever the run's seed."""
+    seeded: list[int] = []
+    for place in (torch.cuda, torch.mps):
+        monkeypatch.setattr(place, "manual_seed" if place is torch.mps else "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    build_student(spec(seed=11))
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_teacher_layers_are_copied_evenly() -> None:
     source = teacher()
     student = build_student(spec(init="teacher-layers"), source)
