@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from pathokd.augment import optics_math as optics
 from pathokd.augment.ranges import checked_severity, ordered_range
 from pathokd.augment.stain_math import affine_od
+from pathokd.errors import StoreError
 from pathokd.files import make_header, read_yaml, write_text
 from pathokd.types import Rgb
 
@@ -51,6 +52,8 @@ class ScannerProfile:
     def __post_init__(self) -> None:
         if np.shape(self.od_matrix) != (3, 3) or np.shape(self.od_offset) != (3,):
             raise ValueError("od_matrix must be three rows of three numbers and od_offset three numbers.")
+        if np.shape(self.chromatic_px) != (2,):
+            raise ValueError(f"chromatic_px must be two numbers, got {self.chromatic_px}.")
         for field in ("blur_px", "sharpen", "shot", "read"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}.")
@@ -87,10 +90,22 @@ class ScannerProfile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ScannerProfile":
-        """What `to_dict` gave, back."""
+        """What `to_dict` gave, back; what is left out has no effect.
+
+        Raises:
+            TypeError: the name is left out, a field is unknown, or of another kind.
+            ValueError: a number out of range.
+        """
+        unknown = [key for key in values if key not in {field.name for field in fields(cls)}]
+        if unknown or "name" not in values:
+            trouble = f"there is no field {unknown[0]!r}" if unknown else "its name is missing"
+            raise TypeError(f"{trouble}; fields are {', '.join(field.name for field in fields(cls))}.")
         plain = dict(values)
-        plain["od_matrix"] = tuple(tuple(row) for row in plain["od_matrix"])
-        return cls(**{**plain, "od_offset": tuple(plain["od_offset"]), "chromatic_px": tuple(plain["chromatic_px"])})
+        for key in {"od_offset", "chromatic_px"} & plain.keys():
+            plain[key] = tuple(plain[key])
+        if "od_matrix" in plain:
+            plain["od_matrix"] = tuple(tuple(row) for row in plain["od_matrix"])
+        return cls(**plain)
 
     def save(self, path: str | Path) -> None:
         """Write as YAML."""
@@ -101,9 +116,13 @@ class ScannerProfile:
         """Read what `save` wrote.
 
         Raises:
-            StoreError: there is no such file, or it is of another kind.
+            StoreError: there is no such file, it is of another kind, or a field is missing, unknown or out of range.
         """
-        return cls.from_dict(read_yaml(path, SCHEMA, "profile", "fit it again and write it with ScannerProfile.save"))
+        found = read_yaml(path, SCHEMA, "profile", "fit it again and write it with ScannerProfile.save")
+        try:
+            return cls.from_dict(found)
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"{path} describes no scanner profile: {error} Correct it, or fit it again.") from error
 
 
 def _invented(

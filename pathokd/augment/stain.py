@@ -149,8 +149,12 @@ class RandStainNA(A.ImageOnlyTransform):
 
     def __init__(self, statistics: str, strength: Range = (1.0, 1.0), spread: float = 1.0, p: float = 1.0) -> None:
         super().__init__(p=p)
+        if not spread >= 0:
+            raise ValueError(f"spread must not be negative, got {spread}.")
         self.statistics, self.spread = statistics, spread
         self.strength = ordered_range("strength", strength)
+        if not 0 <= self.strength[0] <= self.strength[1] <= 1:
+            raise ValueError(f"strength must lie within 0 to 1, got {strength}.")
         self._cohort = StainStatistics.load(statistics)
 
     def get_params(self) -> dict[str, Any]:

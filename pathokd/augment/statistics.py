@@ -10,6 +10,7 @@ import yaml
 
 from pathokd.augment.stain_basis import tissue_pixels
 from pathokd.augment.stain_math import REFERENCE, Vectors
+from pathokd.errors import StoreError
 from pathokd.files import make_header, read_yaml, write_text
 from pathokd.types import FloatArray, Rgb
 
@@ -28,6 +29,9 @@ class StainStatistics:
         sd_sd: standard deviation over slides of the same.
         slides: how many slides were measured.
         tiles: how many tiles had tissue.
+
+    Raises:
+        ValueError: not three numbers, or a negative standard deviation.
     """
 
     mean: Triple
@@ -36,6 +40,12 @@ class StainStatistics:
     sd_sd: Triple
     slides: int
     tiles: int
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "mean_sd", "sd", "sd_sd"):
+            values = getattr(self, name)
+            if np.shape(values) != (3,) or (name != "mean" and min(values) < 0):
+                raise ValueError(f"{name} must be three numbers, none of a deviation negative, got {values}.")
 
     @property
     def vectors(self) -> Vectors:
@@ -67,11 +77,16 @@ class StainStatistics:
         """Read what `save` wrote.
 
         Raises:
-            StoreError: there is no such file, or it is of another kind.
+            StoreError: there is no such file, it is of another kind, or a field is missing, unknown or out of range.
         """
         found = read_yaml(path, SCHEMA, "statistics", "write it with `pathokd stain-stats`")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"{path} holds no statistics of stain ({error}): write it with `pathokd stain-stats`."
+            ) from error
 
 
 def fit_statistics(slides: Iterable[Sequence[Rgb]]) -> StainStatistics:

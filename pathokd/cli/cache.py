@@ -83,7 +83,7 @@ def _forecast(teacher: "Teacher", source: "TileSource", spec: "TargetSpec", batc
     import torch
 
     from pathokd.cost.caching import Workload, break_even_epochs
-    from pathokd.cost.profile import count_gflops, measure_tiles_per_s
+    from pathokd.cost.profile import count_gflops, measure_tiles_per_s, seen_px
     from pathokd.embed.target_job import target_bytes
     from pathokd.embed.targets import samples
 
@@ -92,7 +92,7 @@ def _forecast(teacher: "Teacher", source: "TileSource", spec: "TargetSpec", batc
     # Few tiles on a CPU, where a batch of a ViT-g takes a minute; whole batches where only they fill the device.
     images = torch.zeros(min(batch_size, 4) if device.type == "cpu" else batch_size, 3, side, side, dtype=torch.uint8)
     rate = measure_tiles_per_s(teacher, images.to(device), seconds=1.0, warmup=1)
-    gflops, sampled = count_gflops(teacher.encoder), samples(spec, n)
+    gflops, sampled = count_gflops(teacher.card, image_px=seen_px(teacher.card, side)), samples(spec, n)
     work = Workload(n, 1, gflops, 0, target_bytes=size // n, sampled=sampled, gflop_per_s=rate * gflops)
     what = f"{spec.tokens}, {spec.dtype}{f', {spec.pca} principal directions' if spec.pca else ''}"
     return (

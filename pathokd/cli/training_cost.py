@@ -1,11 +1,12 @@
 """What a training is told as it starts: memory, what its teacher costs, and how far its average would lag."""
 
 import sys
+from collections.abc import Iterable
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from pathokd.cli.training_memory import memory_sentence, seen_px, teacher_views
+from pathokd.cli.training_memory import crop_px, memory_sentence, teacher_views
 from pathokd.cost.caching import Workload, judge
 from pathokd.cost.profile import count_gflops
 from pathokd.data.datamodule import TileDataModule
@@ -13,6 +14,7 @@ from pathokd.data.views import CLEAN, crop_of
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.schedules import average_age, cosine
+from pathokd.models.cards import ModelCard
 
 LAG = 0.15
 """Share of a run that the exported average may lag behind; that of H0-mini's schedule at its length is 0.11."""
@@ -59,10 +61,11 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
     stored = {key: teacher for key, teacher in teachers.items() if isinstance(teacher, CachedTeacher)}
     running = teachers.keys() - stored.keys()
     student = sum(
-        _gflops(module, data, view) for view in {v for objective in module.objectives for v in objective.views}
+        _gflops([trainee.net.encoder.card for trainee in module.trainees.values()], data, view)
+        for view in {v for objective in module.objectives for v in objective.views}
     )
     gflops = {
-        key: count_gflops(teacher.card) * len({view for owner, view in teacher_views(module) if owner == key})
+        key: sum(_gflops([teacher.card], data, view) for owner, view in teacher_views(module) if owner == key)
         for key, teacher in teachers.items()
     }
     step = sum(gflops[key] for key in running) + 3 * student
@@ -84,12 +87,11 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
     return f"The teacher runs with the training: {verdict.reason}."
 
 
-def _gflops(module: DistillationModule, data: TileDataModule, view: str) -> float:
-    """Of all students on one view, all of its crops."""
+def _gflops(cards: Iterable[ModelCard], data: TileDataModule, view: str) -> float:
+    """Of some models on one view, all of its crops."""
     crops = data.views.crops
     crop = crops[crop_of(view, crops)]
-    cards = [student.net.encoder.card for student in module.trainees.values()]
-    return crop.count * sum(count_gflops(card, image_px=seen_px(card, crop)) for card in cards)
+    return crop.count * sum(count_gflops(card, image_px=crop_px(card, crop)) for card in cards)
 
 
 def _hindered(module: DistillationModule, data: TileDataModule) -> str:

@@ -14,7 +14,7 @@ from pathokd.cost.memory import (
     forward_bytes,
     vit_shape,
 )
-from pathokd.cost.profile import count_params
+from pathokd.cost.profile import count_params, seen_px
 from pathokd.data.views import Geometry, Views, crop_of
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectedStudent, head_key
@@ -75,7 +75,12 @@ def memory_plan(
         backward = max([backward, *(images[view] * forward_bytes(shape, itemsize) for view, shape in shapes.items())])
     weight_casts = itemsize * params if itemsize < FP32 else 0
     running = {key: module.teacher(key) for key in module.teacher_specs}
-    once = [_forward(teacher, batch_size) for teacher in running.values() if isinstance(teacher, Teacher)]
+    shown = {(key, crop_of(view, crops)) for key, view in teacher_views(module)}
+    once = [
+        _forward(teacher, crops[crop], batch_size)
+        for key, crop in shown
+        if isinstance(teacher := running[key], Teacher)
+    ]
     chunk = 2 * CHUNK_ELEMENTS * FP32 if any(isinstance(o.loss, PrototypeLoss) for o in module.objectives) else 0
     return MemoryPlan(
         teachers=sum(_size(teacher.encoder) for teacher in running.values() if isinstance(teacher, Teacher)),
@@ -84,25 +89,24 @@ def memory_plan(
         optimiser=ADAM_STATES * held,
         gradients=held * (2 if ddp else 1),
         activations=kept + weight_casts,
-        targets=_target_bytes(module, batch_size) + _pictures(data, batch_size),
+        targets=_target_bytes(module, data, batch_size) + _pictures(data, batch_size),
         working=max(*once, backward, chunk, held),
     )
 
 
-def seen_px(card: ModelCard, crop: Geometry) -> int | None:
-    """Side at which a model sees a crop; None, its own, if it is of fixed size.
+def crop_px(card: ModelCard, crop: Geometry) -> int:
+    """Side at which a model sees a crop; its own, if it is of fixed size.
 
     Raises:
         ValueError: a side that is no multiple of the model's patches.
     """
-    if not card.model_args.get("dynamic_img_size"):
-        return None
-    if crop.size_px % card.patch_px:
+    side = seen_px(card, crop.size_px)
+    if side % card.patch_px:
         raise ValueError(
             f"{card.name} takes sides that are multiples of {card.patch_px} px, and a crop of data has "
-            f"{crop.size_px}: correct its size_px, or give the student another patch size."
+            f"{crop.size_px}: correct its size_px, or take a model of another patch size."
         )
-    return crop.size_px
+    return side
 
 
 def teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
@@ -113,13 +117,13 @@ def teacher_views(module: DistillationModule) -> set[tuple[str, str]]:
 
 
 def _shape(card: ModelCard, crop: Geometry) -> VitShape:
-    return vit_shape(card, seen_px(card, crop))
+    return vit_shape(card, crop_px(card, crop))
 
 
-def _forward(teacher: Teacher, batch_size: int) -> int:
-    """Of the teacher's forward pass, one micro-batch at a time."""
-    itemsize = 2 if teacher.precision == "bf16" else FP32
-    return min(teacher.micro_batch or batch_size, batch_size) * forward_bytes(vit_shape(teacher.card), itemsize)
+def _forward(teacher: Teacher, crop: Geometry, batch_size: int) -> int:
+    """Of the teacher's forward pass on a crop, one micro-batch at a time."""
+    itemsize, images = 2 if teacher.precision == "bf16" else FP32, batch_size * crop.count
+    return min(teacher.micro_batch or images, images) * forward_bytes(_shape(teacher.card, crop), itemsize)
 
 
 def _head_bytes(
@@ -149,13 +153,13 @@ def _inside(head: nn.Module) -> int:
     return 2 * sum(layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))
 
 
-def _target_bytes(module: DistillationModule, batch_size: int) -> int:
+def _target_bytes(module: DistillationModule, data: Views, batch_size: int) -> int:
     """What the teachers said, as it is and standardised, and their prototypes."""
     total = _size(module.prototypes)
-    for key, _ in teacher_views(module):
-        card = module.teacher(key).card
-        tokens = (card.image_px // card.patch_px) ** 2 + card.num_prefix_tokens
-        total += 2 * FP32 * batch_size * tokens * card.embed_dim
+    for key, view in teacher_views(module):
+        card, crop = module.teacher(key).card, data.crops[crop_of(view, data.crops)]
+        tokens = (crop_px(card, crop) // card.patch_px) ** 2 + card.num_prefix_tokens
+        total += 2 * FP32 * batch_size * crop.count * tokens * card.embed_dim
     return total
 
 

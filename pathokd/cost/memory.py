@@ -10,6 +10,7 @@ With n tokens of width d, a block of a vision transformer keeps for its backward
                  d            norm 2
                  2 m or 4 m   MLP: before and after GELU; gated: both halves, the activated one, and their product
                  2 d          what the two LayerScales multiply, if there are any
+                 2 d          queries and keys once more, if positions turn them (rotary: DINOv3, EVA-02)
 
 where m is the width that the MLP's last layer takes, and "as computed" is 2 bytes a number under bf16 or fp16 autocast.
 """
@@ -47,6 +48,8 @@ class VitShape(NamedTuple):
     params: int
     image_numbers: int
     """Of one picture."""
+    rotary: bool = False
+    """Whether queries and keys are turned by their positions."""
 
 
 def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
@@ -68,10 +71,18 @@ def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
         heads=block.attn.num_heads,
         mlp_before=before,
         mlp_after=block.mlp.fc2.in_features,
-        layer_scale=not isinstance(block.ls1, torch.nn.Identity),
+        layer_scale=_has_layer_scale(block),
         params=sum(parameter.numel() for parameter in model.parameters()),
         image_numbers=3 * side * side,
+        rotary=getattr(model, "rope", None) is not None,
     )
+
+
+def _has_layer_scale(block: torch.nn.Module) -> bool:
+    """timm's ViT keeps LayerScales as modules, its EVA, DINOv3 and BEiT as parameters that may be None."""
+    if hasattr(block, "ls1"):
+        return not isinstance(block.ls1, torch.nn.Identity)
+    return getattr(block, "gamma_1", None) is not None
 
 
 def activation_bytes(shape: VitShape, itemsize: int = FP32) -> int:
@@ -83,7 +94,7 @@ def activation_bytes(shape: VitShape, itemsize: int = FP32) -> int:
     """
     d, gated = shape.dim, shape.mlp_before > shape.mlp_after
     mlp = shape.mlp_before + shape.mlp_after * (2 if gated else 1)
-    computed = 6 * d + mlp + (2 * d if shape.layer_scale else 0)
+    computed = 6 * d + mlp + 2 * d * (shape.layer_scale + shape.rotary)
     block = FP32 * (2 * d + 4 + shape.heads) + itemsize * computed
     norm = FP32 * (2 * d + 2)  # the last one, and what it gives
     return shape.tokens * (shape.depth * block + norm) + itemsize * shape.image_numbers

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from pathokd.cost.caching import BACKWARD, Workload, judge
-from pathokd.cost.profile import count_gflops
+from pathokd.cost.profile import count_gflops, seen_px
 from pathokd.data.targets import TargetSpec, bytes_per_tile, layout
 from pathokd.models.cards import ModelCard
 
@@ -122,7 +122,8 @@ def plan_run(
 
 def target_bytes_per_tile(teacher: ModelCard, spec: TargetSpec) -> int:
     """Bytes that the targets of one tile take."""
-    return bytes_per_tile(layout(spec, teacher.embed_dim, teacher.grid))
+    side = seen_px(teacher, spec.view_px or teacher.image_px) // teacher.patch_px
+    return bytes_per_tile(layout(spec, teacher.embed_dim, (side, side)))
 
 
 def _free(card: ModelCard) -> ModelCard:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathokd.models.build import build_timm
+from pathokd.models.build import build_timm, is_dynamic
 from pathokd.models.cards import ModelCard
 from pathokd.models.encoder import Encoder
 
@@ -51,6 +51,15 @@ def count_gflops(encoder: Encoder | ModelCard, *, image_px: int | None = None) -
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.forward_features(torch.empty(1, 3, side, side, device="meta"))
     return float(counter.get_total_flops()) / 1e9
+
+
+def seen_px(card: ModelCard, image_px: int) -> int:
+    """Side at which a model sees a tile of `image_px`: the same if it takes any size, else its own.
+
+    Whether it does is asked of the model itself, as some architectures do without being told to (DINOv3).
+    """
+    model = build_timm(card.architecture, card.model_args, image_px=card.image_px, device="meta")
+    return image_px if is_dynamic(model) else card.image_px
 
 
 def measure_tiles_per_s(
@@ -100,7 +109,7 @@ def profile_model(
 
     Args:
         encoder: the model; it is put back into the mode it was in.
-        image_px: input side; None takes the card's.
+        image_px: side of the tiles; None takes the card's.
         batch_size: tiles per forward pass.
         seconds: time to measure for.
 
@@ -122,9 +131,11 @@ def profile_model(
     with torch.no_grad():
         speed = measure_tiles_per_s(encoder, images, seconds=seconds)
     encoder.train(was_training)
-    return ModelCost(count_params(encoder), count_gflops(encoder, image_px=image_px), speed)
+    return ModelCost(count_params(encoder), count_gflops(encoder, image_px=seen_px(encoder.card, side)), speed)
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

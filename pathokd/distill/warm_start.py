@@ -39,7 +39,7 @@ def start_heads(
     Returns:
         The `head_key` of each projector that was filled.
     """
-    path = Path(folder.removeprefix("local-dir:"))
+    path = Path(folder.removeprefix("local-dir:")).expanduser()
     if not (path / "adaptors.json").is_file():
         return []
     specs = json.loads((path / "adaptors.json").read_text(encoding="utf-8"))

@@ -12,10 +12,13 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}."
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}.") from error
+        raise ValueError(wanted) from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(wanted)
     found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     count = found.get(device.type, 1)
     if (device.index or 0) >= count:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from torch import Tensor
 from pathokd.errors import WeightsError
 from pathokd.models.build import DEFAULT_ARCHITECTURE, SWIGLU_ARGS, build_timm, resolve_model_args
 from pathokd.models.cards import ModelCard
+from pathokd.models.convert import convert_dinov2
 from pathokd.models.encoder import build_loaded, load_encoder, make_card
 from pathokd.models.vit import Encoder
-from pathokd.models.weights import hub_error
+from pathokd.models.weights import HUB, StateDict, hub_error, read_safetensors
 
 FIRST = "student"
 """Name of `model.student` among the students of a run."""
@@ -90,13 +92,13 @@ def build_student(spec: StudentSpec, teacher: Encoder | ModelCard | None = None)
     known = teacher.card if isinstance(teacher, Encoder) else teacher
     card = make_card("student", spec.architecture, spec.resolved_args(), image_px=spec.image_px, **_facts(spec, known))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+        # Weights are drawn on the CPU. torch.manual_seed would also start every GPU's stream anew, for good.
+        torch.default_generator.manual_seed(spec.seed)
         if spec.init == "timm":
             return Encoder(_timm_weights(spec), card)
         if spec.init not in ("scratch", "teacher-layers"):
             # mask_token and classifier aside, the weights must be exactly the student's.
-            source = load_encoder(spec.init, image_px=spec.image_px)
-            return Encoder(build_loaded(card, dict(source.model.state_dict()), spec.init), card)
+            return Encoder(build_loaded(card, _first_weights(spec), spec.init), card)
         student = Encoder(build_timm(spec.architecture, card.model_args, image_px=spec.image_px), card)
     if spec.init == "teacher-layers":
         if not isinstance(teacher, Encoder):
@@ -164,6 +166,15 @@ def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:
         return facts
     inherited = {key: getattr(teacher, key) for key in (*wanted, "licence")}
     return {**inherited, **facts}
+
+
+def _first_weights(spec: StudentSpec) -> StateDict:
+    """Weights that `init` names, under timm's names; a bare file is read as one of the student's own architecture."""
+    path = Path(spec.init).expanduser()
+    if path.suffix != ".safetensors" or path.is_dir() or spec.init.startswith(HUB):
+        return dict(load_encoder(spec.init, image_px=spec.image_px).model.state_dict())
+    state = read_safetensors(path)
+    return state if "cls_token" in state else convert_dinov2(state)
 
 
 def _timm_weights(spec: StudentSpec) -> Any:

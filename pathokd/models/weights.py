@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -142,24 +143,32 @@ def fit_state_dict(state: Mapping[str, Tensor], model: Any) -> StateDict:
 
     Floating-point weights become fp32. A position embedding of another grid is resampled (bicubic,
     antialiased, as timm does). A position for the class token, when the model holds none, is folded into the
-    class token. A classifier is dropped, since encoders have none.
+    class token. A classifier is dropped, since encoders have none. A position embedding that is no square grid
+    after the model's prefix tokens stays as it is, for `load_strictly` to name.
     """
     fitted = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     fitted = {key: value for key, value in fitted.items() if key not in ("head.weight", "head.bias", "mask_token")}
     own = getattr(model, "pos_embed", None)
     if own is None or "pos_embed" not in fitted or fitted["pos_embed"].shape == own.shape:
         return fitted
+    if fitted["pos_embed"].ndim != 3:
+        return fitted
     position = fitted["pos_embed"]
     prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-    if prefix == 0 and int((position.shape[1] - 1) ** 0.5) ** 2 == position.shape[1] - 1:
+    if prefix == 0 and _is_square(position.shape[1] - 1):
         # DINOv2 with registers: the class token owns a position, the registers do not.
         fitted["cls_token"] = fitted["cls_token"] + position[:, :1]
         position = position[:, 1:]
     grid = model.patch_embed.grid_size
-    if position.shape[2] == own.shape[2] and position.shape[1] != own.shape[1]:
+    same_width, square = position.shape[2] == own.shape[2], _is_square(position.shape[1] - prefix)
+    if same_width and square and position.shape[1] != own.shape[1]:
         position = resample_abs_pos_embed(position, new_size=list(grid), num_prefix_tokens=prefix)
     fitted["pos_embed"] = position
     return fitted
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def drop_deep_blocks(state: Mapping[str, Tensor], depth: int) -> StateDict:

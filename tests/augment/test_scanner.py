@@ -7,6 +7,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 import pytest
+import yaml
 
 from pathokd.augment.scanner import PROFILES, ScannerProfile, ScannerSwap, get_profile
 from pathokd.errors import StoreError
@@ -71,3 +72,34 @@ def test_wrong_profiles(tmp_path: Path) -> None:
         get_profile(str(tmp_path / "other.yaml"))
     with pytest.raises(StoreError, match="cannot be read"):
         get_profile(str(tmp_path / "none.yaml"))
+
+
+def written(folder: Path, **changes: Any) -> str:
+    """A profile as a person edits it; None leaves a field out."""
+    PROFILES["pale"].save(folder / "profile.yaml")
+    found = yaml.safe_load((folder / "profile.yaml").read_text(encoding="utf-8"))
+    found["profile"] = {key: value for key, value in {**found["profile"], **changes}.items() if value is not None}
+    (folder / "profile.yaml").write_text(yaml.safe_dump(found), encoding="utf-8")
+    return str(folder / "profile.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"blurr_px": 1.0}, "no field 'blurr_px'"),
+        ({"name": None}, "name is missing"),
+        ({"blur_px": "wide"}, "not supported"),
+        ({"od_matrix": 3}, "not iterable"),
+        ({"chromatic_px": [1.0]}, "two numbers"),
+        ({"read": -1.0}, "read must not be negative"),
+    ],
+)
+def test_a_file_edited_wrongly_is_one_sentence(change: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"describes no scanner profile: .*{why}"):
+        get_profile(written(tmp_path, **change))
+
+
+def test_what_a_file_leaves_out_has_no_effect(tmp_path: Path, tissue: Rgb) -> None:
+    nothing = dict.fromkeys(("od_matrix", "od_offset", "shot", "jpeg_quality", "chromatic_px"))
+    profile = get_profile(written(tmp_path, **nothing))
+    assert profile == ScannerProfile("pale", profile.source, blur_px=0.4)

@@ -7,6 +7,7 @@ from typing import Any
 import albumentations as A
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from pathokd.augment.stain import HEDJitter, RandStainNA, StainJitter, StainSwap, swap_stain
@@ -161,3 +162,29 @@ def test_wrong_files(tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text("a: 1")
     with pytest.raises(StoreError, match="should hold statistics of schema"):
         RandStainNA(str(tmp_path / "wrong.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"sd": None}, "sd"),
+        ({"median": [1, 1, 1]}, "median"),
+        ({"mean": [1.0, 2.0]}, "three numbers"),
+        ({"sd_sd": [-1.0, 0.0, 0.0]}, "negative"),
+    ],
+)
+def test_statistics_edited_wrongly_are_one_sentence(
+    change: dict[str, Any], why: str, statistics_file: Path, tmp_path: Path
+) -> None:
+    found = yaml.safe_load(statistics_file.read_text(encoding="utf-8"))
+    fields = {**found["statistics"], **change}
+    found["statistics"] = {key: value for key, value in fields.items() if value is not None}
+    (tmp_path / "edited.yaml").write_text(yaml.safe_dump(found), encoding="utf-8")
+    with pytest.raises(StoreError, match=f"holds no statistics of stain .*{why}"):
+        RandStainNA(str(tmp_path / "edited.yaml"))
+
+
+@pytest.mark.parametrize("wrong", [{"strength": (0.0, 3.0)}, {"spread": -1.0}])
+def test_rand_stain_na_refuses_what_is_out_of_range(wrong: dict[str, Any], statistics_file: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RandStainNA(str(statistics_file), **wrong)

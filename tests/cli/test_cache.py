@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pathokd.cli.main import main
+from pathokd.cost import count_gflops
 from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import TargetStore
@@ -88,6 +89,18 @@ def test_a_dry_run_says_size_hours_and_break_even_and_writes_nothing(
     assert "Targets of 48 tiles (cls, fp16) take 0.0023 MB and 0.0 minutes" in said
     assert "pay after 1.0 epochs" in said
     assert not (tmp_path / "t").exists()
+
+
+def test_a_dry_run_counts_the_view_that_the_teacher_will_see(
+    packed: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A teacher that takes any size computes more of a larger view."""
+    words = ["cache", str(tiny_teacher), str(packed), "--out", str(tmp_path / "t"), "--dry-run"]
+    dynamic = ["--model-args", "{dynamic_img_size: true}", "--view-px", "64"]
+    assert main([*words, *dynamic]) == 0
+    said = capsys.readouterr().err
+    card = build_teacher(TeacherSpec(str(tiny_teacher))).card
+    assert f"The teacher costs {count_gflops(card, image_px=64):.3g} GFLOP a tile" in said
 
 
 def test_fit_reads_targets_in_place_of_the_teacher(

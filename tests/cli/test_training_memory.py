@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pathokd.cli.training_cost import training_cost
 from pathokd.cli.training_memory import memory_plan
+from pathokd.cost import count_gflops
 from pathokd.cost.memory import MemoryPlan, activation_bytes, vit_shape
+from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import Geometry, Views
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
@@ -80,3 +83,36 @@ def test_terms_among_the_students_own_tokens_need_no_head(tiny_teacher: Path) ->
     assert plan(Objective(RKD()), Objective(RegisteredInfoNCE())) == alone
     consistent = plan(Objective(Consistency(), view=views))
     assert alone.activations < consistent.activations <= 2 * alone.activations
+
+
+def test_a_teacher_that_takes_any_size_is_planned_at_the_size_of_the_crop(tiny_teacher: Path) -> None:
+    """At 64 px it says 8 x 8 patches, a class token and two registers, 24 wide; the student is fixed and sees 32."""
+    fixed = {**SMALL, "dynamic_img_size": False}
+
+    def plan(**more: object) -> MemoryPlan:
+        module = DistillationModule(
+            teachers={"tiny": TeacherSpec(str(tiny_teacher), **more)},  # type: ignore[arg-type]
+            student=StudentSpec("vit_tiny_patch16_224", fixed, image_px=32),
+            objectives=[Objective(Cosine())],
+        )
+        module.configure_model()
+        return memory_plan(module, Views(Geometry(64)), 4096)
+
+    small, large = plan(), plan(model_args={"dynamic_img_size": True})
+    assert large.targets - small.targets == 2 * 4 * 4096 * (64 - 16) * 24
+    assert large.working > 3 * small.working
+
+
+def test_the_arithmetic_of_a_teacher_is_that_of_the_crops_it_sees(tiny_teacher: Path, packed: Path) -> None:
+    module = DistillationModule(
+        teachers={"tiny": TeacherSpec(str(tiny_teacher), model_args={"dynamic_img_size": True})},
+        student=StudentSpec("vit_tiny_patch16_224", SMALL, image_px=32),
+        objectives=[Objective(Cosine())],
+    )
+    module.configure_model()
+    data = TileDataModule(str(packed), 8, geometry=Geometry(64), workers=0)
+    data.setup("fit")
+    student, teacher = module.net.encoder.card, module.teacher("tiny").card
+    spent, learnt = count_gflops(teacher, image_px=64), count_gflops(student, image_px=64)
+    said = f"({spent:.3g} of {spent + 3 * learnt:.3g} GFLOP a tile)"
+    assert said in training_cost(module, data, 100)

@@ -52,6 +52,21 @@ def test_activations_are_what_autograd_keeps(name: str, arguments: dict[str, Any
     assert kept_bytes(encoder, images, autocast) == pytest.approx(planned, rel=0.05)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "vit_small_plus_patch16_dinov3"]
+)
+def test_blocks_of_eva_are_planned_too(name: str, autocast: bool) -> None:
+    """Their LayerScales are parameters, and positions turn their queries and keys. To 10 %."""
+    card = make_card("student", name, {"depth": 3}, image_px=112)
+    encoder = Encoder(build_timm(name, card.model_args, image_px=112), card).train()
+    images = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    shape = vit_shape(card)
+    assert (shape.layer_scale, shape.rotary) == ("dinov3" in name, True)
+    planned = 3 * activation_bytes(shape, 2 if autocast else 4)
+    assert kept_bytes(encoder, images, autocast) == pytest.approx(planned, rel=0.1)
+
+
 def test_sizes_are_the_models() -> None:
     """ViT-B/14 of 16 x 16 patches, a class token and four registers; SwiGLU of two halves of 2048."""
     shape = vit_shape(get_card("h0_mini"))

@@ -104,3 +104,10 @@ def test_the_recipes_header_is_computed() -> None:
         f"{paper.total / 1e3:.2f} TFLOP a tile, {original.online_hours:.0f} H100-hours, ${original.online_price:.0f}",
     ):
         assert said in header, said
+
+
+def test_targets_of_a_larger_view_hold_more_tokens() -> None:
+    """28 x 28 patches at 448 px where the teacher takes them, 1024 wide in two bytes; H-optimus-0 resizes to 224."""
+    whole = TargetSpec("patches", view_px=448)
+    assert target_bytes_per_tile(get_card("uni_v1"), whole) == 2 * 1024 * (28 * 28 + 1)
+    assert target_bytes_per_tile(TEACHER, whole) == target_bytes_per_tile(TEACHER, WHOLE)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pathokd.cost import count_gflops, count_params, measure_tiles_per_s, profile_model
+from pathokd.cost.profile import seen_px
 from pathokd.models.build import build_timm
 from pathokd.models.encoder import Encoder, make_card
 from pathokd.models.zoo import get_card
@@ -59,3 +60,29 @@ def test_profile_measures_something() -> None:
     assert encoder.training
     with pytest.raises(ValueError, match="batch_size"):
         profile_model(encoder, batch_size=0)
+
+
+def test_apples_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It returns before it is done, as CUDA does: without waiting, a speed is that of queueing the work."""
+    waits: list[str] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append("mps"))
+
+    class OnMps:
+        device, shape = torch.device("mps"), (4, 1)
+
+    measure_tiles_per_s(lambda _: None, OnMps(), seconds=0.0, warmup=1)  # type: ignore[arg-type]
+    assert len(waits) == 4  # after the warm-up and after each of three batches
+
+
+def test_a_model_of_fixed_size_costs_the_same_whatever_it_is_shown() -> None:
+    """It resizes a tile of 64 px to its own 32; a model that takes any size does not, told so or by its kind."""
+    for name, arguments, side in (
+        ("vit_tiny_patch16_224", {"depth": 1}, 32),
+        ("vit_tiny_patch16_224", {"depth": 1, "dynamic_img_size": True}, 64),
+        ("vit_small_patch16_dinov3", {"depth": 1}, 64),
+    ):
+        card = make_card("tiny", name, arguments, image_px=32)
+        assert seen_px(card, 64) == side
+        encoder = Encoder(build_timm(name, arguments, image_px=32), card)
+        cost = profile_model(encoder, image_px=64, batch_size=1, seconds=0.0)
+        assert cost.gflops == count_gflops(card, image_px=side)

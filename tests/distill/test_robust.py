@@ -209,3 +209,19 @@ def test_the_last_stage_goes_on_where_the_first_ended(
     fresh = module(teacher_folder, student=StudentSpec("vit_tiny_patch16_224", TINY, image_px=32), **settings)
     with torch.no_grad():
         assert abs(float(fresh.eval().losses(batch()).total) - float(before)) > 1e-2  # type: ignore[arg-type]
+
+
+def test_an_init_under_the_home_folder_brings_its_projectors_too(
+    teacher_folder: Path, registered_packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = module(teacher_folder, standardize_steps=0)
+    fit(first, registered_packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    export_run(tmp_path / "c.ckpt", tmp_path / "student")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    start = StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, init="~/student")
+    second = module(teacher_folder, student=start, standardize_steps=0)
+    heads = first.evaluated.heads.state_dict()
+    assert heads
+    for name, value in second.net.heads.state_dict().items():
+        assert torch.equal(value, heads[name])

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from pathokd.errors import WeightsError
 from pathokd.models.build import build_timm
+from pathokd.models.device import choose_device
 from pathokd.models.encoder import Encoder, load_encoder, make_card
 from pathokd.models.weights import drop_deep_blocks, fit_state_dict, hub_error, state_sha256
 
@@ -145,6 +146,21 @@ def test_position_of_the_class_token_is_folded() -> None:
     fitted = fit_state_dict({**state, "pos_embed": with_cls}, model)
     torch.testing.assert_close(fitted["pos_embed"], state["pos_embed"])
     torch.testing.assert_close(fitted["cls_token"], state["cls_token"] + 0.5)
+
+
+def test_positions_of_another_layout_are_named(tmp_path: Path) -> None:
+    """A file without positions for class token and registers, for a model that has them: nothing can be resampled."""
+    small = {"depth": 1, "embed_dim": 32, "num_heads": 2}
+    path = tmp_path / "registers.safetensors"
+    save_file(build_timm("vit_base_patch14_reg4_dinov2", small, image_px=224).state_dict(), path)
+    with pytest.raises(WeightsError, match=r"pos_embed \(1, 256, 32\) instead of \(1, 261, 32\)"):
+        load_encoder(path, architecture="vit_base_patch14_dinov2", model_args={**small, "reg_tokens": 4}, image_px=224)
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "gpu"])
+def test_a_device_that_nothing_runs_on_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda, cuda:N or mps"):
+        choose_device(name)
 
 
 def test_plain_timm_folder(tmp_path: Path) -> None:

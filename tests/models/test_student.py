@@ -51,6 +51,17 @@ def test_seed_alone_decides() -> None:
     assert build_student(spec(seed=4)).weights_sha256 != first
 
 
+def test_no_other_stream_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's stream, which heads and token samples are drawn from, would else be the same whatever the run's seed."""
+    seeded: list[int] = []
+    for place in (torch.cuda, torch.mps):
+        monkeypatch.setattr(place, "manual_seed" if place is torch.mps else "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    build_student(spec(seed=11))
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_teacher_layers_are_copied_evenly() -> None:
     source = teacher()
     student = build_student(spec(init="teacher-layers"), source)
@@ -110,6 +121,21 @@ def test_weights_of_a_folder(tmp_path: Path) -> None:
     assert again.weights_sha256 == first.weights_sha256
     with pytest.raises(WeightsError, match="do not fit"):
         build_student(spec(init=str(tmp_path), model_args={**SMALL, "depth": 4}))
+
+
+def test_weights_of_a_bare_file(tmp_path: Path) -> None:
+    """Its architecture is the student's, all of it: neither a deeper file nor one of other registers will do."""
+    path = tmp_path / "first.safetensors"
+    first = build_student(spec(seed=5))
+    save_file({key: value.half() for key, value in first.model.state_dict().items()}, path)
+    again = build_student(spec(init=str(path), seed=6))
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, first.model.state_dict()[name].half().float())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    with pytest.raises(WeightsError, match="unknown"):
+        build_student(spec(init=str(path), model_args={**SMALL, "depth": 2}))
+    with pytest.raises(WeightsError, match="no weights file"):
+        build_student(spec(init=str(tmp_path / "missing.safetensors")))
 
 
 def test_timm_weights_offline_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
