@@ -1,5 +1,7 @@
 """What a model costs: parameters, arithmetic per tile, tiles per second on this machine."""
 
+import functools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -58,8 +60,13 @@ def seen_px(card: ModelCard, image_px: int) -> int:
 
     Whether it does is asked of the model itself, as some architectures do without being told to (DINOv3).
     """
-    model = build_timm(card.architecture, card.model_args, image_px=card.image_px, device="meta")
-    return image_px if is_dynamic(model) else card.image_px
+    args = json.dumps(card.model_args, sort_keys=True)
+    return image_px if _takes_any_size(card.architecture, args, card.image_px) else card.image_px
+
+
+@functools.lru_cache(maxsize=64)  # a run asks for each view, and a ViT-g takes a quarter of a second to build
+def _takes_any_size(architecture: str, model_args: str, image_px: int) -> bool:
+    return is_dynamic(build_timm(architecture, json.loads(model_args), image_px=image_px, device="meta"))
 
 
 def measure_tiles_per_s(
