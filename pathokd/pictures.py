@@ -1,4 +1,4 @@
-"""Pictures as arrays, for references of staining and tiles to simulate on."""
+"""Pictures as arrays: transparent pixels are white, and what Pillow would cut off is refused."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def as_array(image: Image.Image) -> Rgb:
         ValueError: its pixels have more than 8 bits a channel, which Pillow would cut off at 255.
     """
     if image.mode not in _MODES:
-        raise ValueError(f"the picture has pixels of the kind {image.mode}, expected 8 bits a channel, such as RGB")
+        raise ValueError(f"the picture holds pixels of the kind {image.mode}, expected 8 bits a channel, such as RGB")
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     white = Image.new("RGBA", image.size, "white")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import albumentations as A
 import numpy as np
 
-from pathokd.augment.images import read_image
 from pathokd.augment.ranges import Range, ordered_range, positive_range
 from pathokd.augment.stain_basis import macenko_basis, measure_appearance, tissue_pixels
 from pathokd.augment.stain_math import REFERENCE, RUIFROK, Appearance, affine_od, scale_map, swap_map
 from pathokd.augment.stainings import STAININGS, get_staining
 from pathokd.augment.statistics import StainStatistics
+from pathokd.pictures import read_image
 from pathokd.types import FloatArray, Rgb
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pathokd.augment.images import as_array, read_image
+from pathokd.pictures import as_array, read_image
 from pathokd.types import Rgb
 
 Images: TypeAlias = npt.NDArray[np.uint8] | Tensor | Sequence["Rgb | Image.Image | Tensor | str | Path"]

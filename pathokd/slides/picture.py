@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pathokd.errors import SlideError
+from pathokd.pictures import as_array
 from pathokd.types import Rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 """File name endings read here."""
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""What Pillow turns into RGB as it is meant; 16 bits it cuts off at 255."""
 
 
 class PictureReader:
@@ -26,19 +25,15 @@ class PictureReader:
     def __init__(self, path: Path) -> None:
         try:
             with Image.open(path) as image:
-                if image.mode not in _MODES:
-                    raise SlideError(
-                        f"{path} holds pixels of the kind {image.mode}, expected 8 bits a channel: export it as RGB."
-                    )
-                white = Image.new("RGBA", image.size, "white")
                 self.icc_profile: bytes | None = image.info.get("icc_profile")
-                white.alpha_composite(image.convert("RGBA"))
+                self._pixels = as_array(image)
+        except ValueError as error:
+            raise SlideError(f"{path}: {error}; export it as RGB.") from error
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise SlideError(f"{path} is no readable picture ({error}): export it again as PNG or JPEG.") from error
-        self._pixels: Rgb = np.asarray(white.convert("RGB"))
         self.vendor = "picture"
-        self.dimensions: tuple[int, int] = white.size
-        self.level_dimensions: tuple[tuple[int, int], ...] = (white.size,)
+        self.dimensions: tuple[int, int] = (self._pixels.shape[1], self._pixels.shape[0])
+        self.level_dimensions: tuple[tuple[int, int], ...] = (self.dimensions,)
         self.level_downsamples: tuple[float, ...] = (1.0,)
         self.properties: Mapping[str, str] = {}
         self.associated_images: tuple[str, ...] = ()

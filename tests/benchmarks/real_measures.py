@@ -14,7 +14,6 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 
 from pathokd.augment import PROFILES, measure_appearance, swap_stain
-from pathokd.augment.images import read_image
 from pathokd.data.batch import TileSource
 from pathokd.embed import Embedder
 from pathokd.evaluate.images import FOLDS, resize
@@ -22,6 +21,7 @@ from pathokd.evaluate.probes import predict_linear, predict_nearest
 from pathokd.evaluate.resampling import Resampler, percentiles, ratio
 from pathokd.metrics import compare_conditions, unit_rows
 from pathokd.models import Encoder, load_encoder
+from pathokd.pictures import read_image
 
 ORIGINAL = "original"
 SCANNERS = ("soft-warm", "sharp-blue")

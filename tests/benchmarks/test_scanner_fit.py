@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pathokd.augment.fit import colour_distance, fit_scanner_profile, spectrum_distance
-from pathokd.augment.images import read_image
+from pathokd.pictures import read_image
 from pathokd.slides.slide import Slide
 from pathokd.types import Rgb
 
