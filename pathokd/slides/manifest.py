@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pathokd.errors import ManifestError
 from pathokd.files import Header, atomic_path, make_header
 from pathokd.slides.grid import Border
+from pathokd.slides.resolution import MPP_RANGE
 from pathokd.types import Microns, Mpp
 
 SCHEMA = "manifest/1"
@@ -64,6 +65,10 @@ class TileSpec:
         for name in ("mpp", "tile_px", "mask_mpp"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if self.mpp < MPP_RANGE[0]:
+            raise ValueError(
+                f"mpp is in microns per tile pixel and at least {MPP_RANGE[0]:g}, got {self.mpp!r}: say 0.5."
+            )
         if self.stride_px is not None and self.stride_px < 1:
             raise ValueError(f"stride_px must be at least 1 or None (no overlap), got {self.stride_px!r}")
         if not 0 <= self.min_tissue <= 1:

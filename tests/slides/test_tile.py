@@ -172,7 +172,14 @@ def test_a_slide_that_turns_bad_leaves_nothing_behind(
 def test_arguments(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="No slides"):
         tile_slides([], SPEC, tmp_path)
-    for bad in ({"mpp": 0.0}, {"tile_px": 0}, {"stride_px": 0}, {"min_tissue": 1.5}, {"border": "any"}):
+    for bad in (
+        {"mpp": 0.0},
+        {"mpp": 0.0005},
+        {"tile_px": 0},
+        {"stride_px": 0},
+        {"min_tissue": 1.5},
+        {"border": "any"},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TileSpec(**bad)  # type: ignore[arg-type]
 
