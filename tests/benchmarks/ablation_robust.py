@@ -105,7 +105,7 @@ def configure(recipe: dict[str, Any], out: Path, parts: list[str], tiles: Path) 
     teacher["targets"] = str(out / "targets")
     data |= {"tiles": str(tiles), "val_fraction": 0.0, "workers": 0}
     if "pairs" not in parts and "reference" not in parts:
-        del data["registered"]
+        data.pop("registered", None)
     if "pairs" not in parts:
         objectives[:] = [o for o in objectives if "InfoNCE" not in o["loss"]["class_path"]]
     for objective in objectives:

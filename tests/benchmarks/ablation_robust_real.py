@@ -4,10 +4,11 @@
     PATHOKD_REAL_DATA=../shared/data python tests/benchmarks/ablation_robust_real.py embedded --seeds 0
 
 `vits` is the saliency-tuned ViT-S/14 after block 6, `embedded` is tile_data/teacher; each goes into three of its own
-blocks. Learnt on: the real fields of configs/distill/embedded_teacher.csv less `HELD_OUT`; clean targets, perturbed
-student, then the arms of ablation_robust.py on the same tiles under simulated stainings and scanners. Measured on
-`HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher itself, unlike its
-students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or seeds may be added.
+blocks, or `--depth` of them. Learnt on: the real fields of configs/distill/embedded_teacher.csv less `HELD_OUT`; clean
+targets, perturbed student, then the arms of ablation_robust.py on the same tiles under simulated stainings and
+scanners. Measured on `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher
+itself, unlike its students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or
+seeds may be added.
 """
 
 import argparse
@@ -39,6 +40,7 @@ ARMS: dict[str, list[str]] = {
     "clean / perturbed, five times as long": ["longer"],
     "the first stage once more, half as long": ["again"],
     "once more, a third as long, views at half strength": ["again", "gentle"],
+    "consistency and relations in the first stage": ["whole", "consistency", "relations"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
@@ -102,11 +104,13 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
     parser.add_argument("--first-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--depth", type=int, default=3, help="blocks of the student; another number, another folder")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
     sizes = Sizes(args.tiles, args.places, args.measured, args.first_steps, args.steps)
     shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
-    out = shared / args.teacher
+    out = shared / (args.teacher if args.depth == 3 else f"{args.teacher}_{args.depth}")
+    STUDENTS[args.teacher].spec["model_args"]["depth"] = args.depth
     tiles = prepare(shared, out, args.teacher, data, sizes)
     score(out, {"teacher": out / "teacher"}, tiles, data)
     for seed, arm in itertools.product(args.seeds, args.arms):
@@ -173,6 +177,11 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
             recipe["data"]["photometric"]["student"][0]["init_args"]["strength"] = 0.5
         steps = sizes.first_steps // (3 if "gentle" in ARMS[arm] else 2)
         fit(seeded(recipe, seed + 1000, steps), out, name, out / "students" / name)  # of other views
+        return
+    if "whole" in ARMS[arm]:  # the flagship recipe's terms from the first step on, at equal steps
+        recipe = configure(recipe, out, ARMS[arm], shared / "originals")
+        recipe["model"]["teachers"]["embedded"]["targets"] = str(out / "first_targets")
+        fit(seeded(recipe, seed, sizes.first_steps), out, name, out / "students" / name)
         return
     recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
     recipe["model"]["student"] = {**built.spec, "init": str(first)}
