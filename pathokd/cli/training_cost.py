@@ -21,7 +21,7 @@ LAG = 0.15
 
 
 class SayCost(Callback):
-    """Prints the memory plan, `training_cost` and `average_lag` once, as the training starts."""
+    """Prints the split, the memory plan, `training_cost` and `average_lag` once, as the training starts."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count and say."""
@@ -31,6 +31,7 @@ class SayCost(Callback):
                 return  # the module says what is missing
             steps = int(trainer.estimated_stepping_batches)
             visits = steps * trainer.accumulate_grad_batches * trainer.world_size * data.batch_size
+            print(data.described_split(), file=sys.stderr)
             print(memory_sentence(trainer, pl_module, data.views, data.batch_size), file=sys.stderr)
             print(training_cost(pl_module, data, visits / len(data.train_rows)), file=sys.stderr, flush=True)
             if pl_module.ema_momentum is not None and (lag := average_lag(pl_module.ema_momentum, steps)):

@@ -37,7 +37,7 @@ def split_rows(
     Args:
         index: one row per tile.
         val_fraction: share of the tiles wanted for validation, in [0, 1); whole groups are taken in a seeded order
-            until it is reached, and at least one group stays for training.
+            until it is reached, those of more than twice the share last; at least one group stays for training.
         split_by: column that names the groups; by default the first of `PATIENT_COLUMNS` present.
         seed: decides which groups.
 
@@ -62,7 +62,9 @@ def split_rows(
             "data.val_fraction to 0 and train without validation."
         )
     order = sizes.iloc[np.random.default_rng(seed).permutation(len(sizes))]
-    reached = np.searchsorted(order.cumsum().to_numpy(), val_fraction * len(index)) + 1
+    wanted = val_fraction * len(index)
+    order = order.iloc[np.argsort(order.to_numpy() > 2 * wanted, kind="stable")]
+    reached = np.searchsorted(order.cumsum().to_numpy(), wanted) + 1
     held_out = order.index[: min(int(reached), len(order) - 1)]
     in_val = index[column].isin(held_out).to_numpy()
     return rows[~in_val], rows[in_val]
@@ -253,9 +255,21 @@ class TileDataModule(L.LightningDataModule):
 
     def described(self) -> str:
         """What is trained on, for a model card."""
-        index = self._source().index
-        trained = index.iloc[self.train_rows]
-        return f"{len(trained)} tiles of {trained['slide_id'].nunique()} slides ({self.tiles})"
+        self.setup()
+        return f"{self._counted(self.train_rows)} ({self.tiles})"
+
+    def described_split(self) -> str:
+        """What is trained on and what is held out, for who watches."""
+        self.setup()
+        held_out = self._counted(self.val_rows) if len(self.val_rows) else "nothing"
+        return f"Learning from {self._counted(self.train_rows)}; held out: {held_out}."
+
+    def _counted(self, rows: IntArray) -> str:
+        """Tiles and slides, and patients where a column names them."""
+        some = self._source().index.iloc[rows]
+        column = self.split_by or next(name for name in PATIENT_COLUMNS if name in some)
+        named = "" if column == "slide_id" else f", {some[column].nunique():,} by {column}"
+        return f"{len(some):,} tiles of {some['slide_id'].nunique():,} slides{named}"
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of random views, never the same in two epochs."""

@@ -77,6 +77,25 @@ def test_one_large_group_still_leaves_training_tiles() -> None:
         assert len(val) > 0
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_patient_of_most_tiles_is_learnt_from(seed: int) -> None:
+    frame = index({"most": 90, "few": 6, "more": 8})
+    _, val = split_rows(frame, val_fraction=0.1, seed=seed)
+    assert "most" not in set(frame["patient"].iloc[val])
+
+
+def test_the_split_is_said(packed: Path) -> None:
+    data = module(packed)
+    assert data.source is not None
+    counts = [(len(rows), data.source.index.iloc[rows]) for rows in (data.train_rows, data.val_rows)]
+    learnt, held = (
+        f"{n} tiles of {part.slide_id.nunique()} slides, {part.patient.nunique()} by patient" for n, part in counts
+    )
+    assert data.described_split() == f"Learning from {learnt}; held out: {held}."
+    data = TileDataModule(str(packed), val_fraction=0.0)
+    assert data.described_split().endswith("; held out: nothing.")
+
+
 def test_split_errors_are_sentences() -> None:
     with pytest.raises(ManifestError, match="val_fraction to 0"):
         split_rows(index({"only": 9}), val_fraction=0.1)
