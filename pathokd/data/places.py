@@ -100,7 +100,7 @@ def _near_each_other(frame: pd.DataFrame, case_column: str) -> tuple[npt.NDArray
 
     Not by rounding to squares: tiles half a tile apart, or of a grid that starts at half a tile, share a square.
     """
-    table = pd.DataFrame(centre_um(frame), columns=["x", "y"]).assign(case=frame[case_column].astype(str).to_numpy())
+    table = pd.DataFrame(centre_um(frame), columns=["x", "y"]).assign(case=case_names(frame, case_column))
     largest = TOLERANCE * tile_um(frame)
     for axis in ("x", "y"):
         order = np.lexsort((table[axis], table["case"]))
@@ -122,6 +122,15 @@ def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
             f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
             f"(there are {', '.join(map(str, frame))})."
         )
+
+
+def case_names(frame: pd.DataFrame, column: str) -> npt.NDArray[np.str_]:
+    """Whose slides are registered with each other, (n,): of an empty cell nobody knows, and its slide is alone."""
+    cases = frame[column].fillna("").astype(str)
+    blank = (cases.str.strip() == "").to_numpy()
+    if blank.any():
+        cases = cases.mask(blank, "slide " + frame["slide_id"].astype(str))
+    return cases.to_numpy(str)
 
 
 def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:
@@ -149,7 +158,7 @@ def place_ids(frame: pd.DataFrame, case_column: str = "case") -> npt.NDArray[np.
         Names, shape (n,).
     """
     place, near = _near_each_other(frame, case_column)
-    cases = frame[case_column].astype(str)
+    cases = case_names(frame, case_column)
     names = [
         f"{case}/{number}" if good else f"{case}/{number}/{row}"  # a tile off its place is a place of its own
         for row, (case, number, good) in enumerate(zip(cases, place, near, strict=True))

@@ -251,7 +251,7 @@ def simulate_slides(
                     message = str(error)
                     bars.say(f"{source.slide_id}: {message}")
             stain, scanner = condition.stain or ORIGINAL, condition.scanner or ORIGINAL
-            case = source.metadata.get("case", source.slide_id)
+            case = source.metadata.get("case") or source.slide_id
             outcomes.append(
                 SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
             )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from pathokd.data.places import TOLERANCE, centre_um, place_ids, require_columns, tile_um
+from pathokd.data.places import TOLERANCE, case_names, centre_um, place_ids, require_columns, tile_um
 from pathokd.types import FloatArray, IntArray
 
 __all__ = ["RegisteredPair", "match_places", "place_ids", "registered_pairs", "require_columns"]
@@ -47,7 +47,8 @@ def registered_pairs(frame: pd.DataFrame, vary: str, hold: str, case_column: str
     """
     require_columns(frame, (vary, hold, case_column, "x", "y", "mpp", "mpp_level0", "tile_px"))
     position, side = centre_um(frame), tile_um(frame)
-    keys = zip(*(frame[name].astype(str) for name in (hold, case_column, vary)), strict=True)
+    columns = (frame[hold].astype(str), case_names(frame, case_column), frame[vary].astype(str))
+    keys = zip(*columns, strict=True)
     found: dict[tuple[str, ...], list[int]] = {}
     for row, key in enumerate(keys):
         found.setdefault(key, []).append(row)

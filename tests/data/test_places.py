@@ -9,12 +9,13 @@ import pytest
 from pathokd.data.batch import Draw
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.packed import PackedTiles
-from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
+from pathokd.data.places import Registered, RegisteredSpec, place_ids, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler
 from pathokd.data.targets import TargetSpec, TargetStore
 from pathokd.data.views import Geometry, orientation, whole_tile
 from pathokd.embed.targets import write_targets
 from pathokd.errors import ManifestError
+from pathokd.evaluate import registered_pairs
 from pathokd.models import TeacherSpec, build_teacher
 
 
@@ -42,6 +43,15 @@ def test_a_place_is_the_same_microns_of_a_case() -> None:
     found = registered_tiles(table)
     assert found.place.tolist() == [0, 0, -1, -1, -1, -1, 1, -1, 1]
     assert (found.condition == (table["scanner"] == "S50")).all()
+
+
+def test_slides_of_unknown_case_are_registered_with_nothing() -> None:
+    rows = [(case, scanner, 0.5, 0.0, 0.0) for case in ("a", "", " ") for scanner in ("S50", "S45")]
+    table = frame(rows).assign(slide_id=list("123456"))
+    assert registered_tiles(table).place.tolist() == [0, 0, -1, -1, -1, -1]
+    assert len(set(place_ids(table))) == 5
+    (pair,) = registered_pairs(pd.concat([table, table.assign(x=448)]), vary="scanner", hold="stain")
+    assert len(pair.rows_first) == 2
 
 
 def test_tiles_of_a_place_answer_to_its_reference() -> None:
