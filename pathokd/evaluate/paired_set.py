@@ -165,7 +165,7 @@ def prepare(
             frame[name] = frame[name].fillna("").astype(str)
     frame = frame.assign(key=_keys(frame))
     if not paired:
-        return PairedSet(frame, source, read)
+        return _unpaired(frame, source, read)
     return _paired(frame, source, read, drop_unpaired)
 
 
@@ -179,6 +179,20 @@ def _keys(frame: pd.DataFrame) -> pd.Series:
             if keys.is_unique:
                 return keys
     return pd.Series([f"tile-{row}" for row in range(len(frame))])
+
+
+def _unpaired(frame: pd.DataFrame, source: str, read: Read | None) -> PairedSet:
+    """Tiles of unknown site are of no site that others could share."""
+    name = "site" if "site" in frame else "scanner"
+    known = np.flatnonzero((frame[name].str.strip() != "").to_numpy())
+    if len(known) == len(frame):
+        return PairedSet(frame, source, read)
+    if not len(known):
+        raise ManifestError(f"{source}: the column {name} is empty; name the {name} of each tile.")
+    note = f"{len(frame) - len(known)} of {len(frame)} tiles name no {name} and are left out."
+    return PairedSet(
+        frame.iloc[known].reset_index(drop=True), source, None if read is None else _shifted(read, known), (note,)
+    )
 
 
 def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: bool) -> PairedSet:

@@ -17,7 +17,7 @@ from pathokd.embed import Embedder, embed_packed, write_embeddings
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
 from pathokd.evaluate.paired_readers import _tiles, open_pairs
-from pathokd.evaluate.paired_set import PairedSet
+from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.robustness import read_index
 from pathokd.files import make_header
 from pathokd.models import Encoder
@@ -381,3 +381,14 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text(json.dumps([1, 2]))
     with pytest.raises(StoreError, match=r"should be a \.npy file"):
         read_index(tmp_path / "text.npy", tiles)
+
+
+def test_tiles_of_unknown_site_are_left_out_and_counted() -> None:
+    frame = pd.DataFrame({"site": ["A", "", "B", " "], "label": "t", "slide_id": list("abcd")})
+    tiles = prepare(frame, "made up", lambda row: np.full((2, 2, 3), row, np.uint8))
+    assert tiles.frame["slide_id"].tolist() == ["a", "c"]
+    assert tiles.read is not None
+    assert tiles.read(1)[0, 0, 0] == 2
+    assert tiles.notes == ("2 of 4 tiles name no site and are left out.",)
+    with pytest.raises(ManifestError, match="the column site is empty"):
+        prepare(frame.assign(site=""), "made up")
