@@ -56,7 +56,13 @@ def test_duplicates_and_few_tiles_are_no_poison() -> None:
     loss = RKD()(x, vectors(5, 6, 2))
     loss.backward()
     assert x.grad is not None
-    assert x.grad.isfinite().all()
+    assert float(x.grad.norm()) < 10  # 1e10 once: the direction between two of one picture is 0 / 0
+    nearly = x.detach().clone()
+    nearly[4] += 1e-9 * vectors(1, 4, 5)[0]
+    nearly.requires_grad_()
+    RKD()(nearly, vectors(5, 6, 2)).backward()
+    assert nearly.grad is not None
+    assert float(nearly.grad.norm()) < 10
     for n in (1, 2):
         assert float(RKD(1.0, 2.0)(vectors(n, 4, 0), vectors(n, 6, 1))) == pytest.approx(0, abs=1e-12)
 
