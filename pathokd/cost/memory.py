@@ -99,7 +99,7 @@ def _has_layer_scale(block: torch.nn.Module) -> bool:
     return getattr(block, "gamma_1", None) is not None
 
 
-def _is_layer_scale(module: torch.nn.Module) -> bool:
+def _is_layer_scale(module: object) -> bool:
     return not isinstance(module, torch.nn.Identity)
 
 

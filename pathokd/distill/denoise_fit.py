@@ -28,7 +28,7 @@ from pathokd.progress import Bars
 KINDS: tuple[TokenKind, TokenKind] = ("cls", "patches")
 MOST_DIRECTIONS = 8
 NO_DIFFERENCE = 1e-10
-"""Variance between conditions, of standardised tokens, below which a direction is rounding: 1e-5 of a token's spread."""
+"""Variance between conditions, of standardised tokens, below which a direction is rounding: 1e-5 of a spread."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class PlaceMoments:
     def top(self, rank: int) -> Between:
         """The leading eigenvectors of the between-condition covariance of standardised tokens.
 
-        Fewer than `rank` where conditions differ along fewer: any others would be drawn by chance, and tissue with them.
+        Fewer than `rank` where conditions differ along fewer: others would be drawn by chance, and tissue with them.
         """
         mean, std = self.statistics()
         scale = std[:, None] * std
