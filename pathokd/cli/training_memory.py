@@ -8,6 +8,7 @@ from pathokd.cost.memory import (
     ADAM_STATES,
     FP32,
     MemoryPlan,
+    UnplannedError,
     VitShape,
     activation_bytes,
     available_bytes,
@@ -37,7 +38,10 @@ def memory_sentence(trainer: L.Trainer, module: DistillationModule, data: Views,
     """
     half = str(trainer.precision).startswith(("bf16", "16"))
     ddp, shards = isinstance(trainer.strategy, DDPStrategy), shards_of(trainer)
-    plan = memory_plan(module, data, batch_size, itemsize=2 if half else FP32, ddp=ddp, shards=shards)
+    try:
+        plan = memory_plan(module, data, batch_size, itemsize=2 if half else FP32, ddp=ddp, shards=shards)
+    except UnplannedError as error:
+        return f"There is no memory plan: {error}."
     device = trainer.strategy.root_device
     where = str(device) if trainer.num_devices == 1 else f"each of {trainer.num_devices} processes on {device.type}"
     return plan.sentence(available_bytes(device, trainer.num_devices), where)

@@ -33,6 +33,10 @@ RUNTIME_BYTES = 600 * 2**20
 """Python, torch and its kernels: some 500 MiB on a CPU, and about as much for a CUDA context."""
 
 
+class UnplannedError(ValueError):
+    """A model whose blocks the arithmetic here does not describe; it can be trained all the same."""
+
+
 class VitShape(NamedTuple):
     """What the arithmetic of a vision transformer's memory needs."""
 
@@ -58,20 +62,30 @@ def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
     Args:
         card: its facts.
         image_px: another input side than the card's.
+
+    Raises:
+        UnplannedError: blocks of another kind.
     """
     side = image_px or card.image_px
     model = build_timm(card.architecture, card.model_args, image_px=side, device="meta")
-    block = model.blocks[0]
-    gate = getattr(block.mlp, "fc1_g", None)
-    before = 2 * gate.out_features if gate is not None else block.mlp.fc1.out_features
+    block, depth = model.blocks[0], len(model.blocks)
+    if hasattr(block, "attns"):  # timm's 18x2: several of each side by side, counted as if one came after the other
+        depth *= len(block.attns)
+        heads, mlp, scaled = block.attns[0].attn.num_heads, block.ffns[0].mlp, _is_layer_scale(block.attns[0].ls)
+    elif hasattr(block, "attn") and hasattr(block, "mlp"):
+        heads, mlp, scaled = block.attn.num_heads, block.mlp, _has_layer_scale(block)
+    else:
+        raise UnplannedError(f"{card.architecture} is made of {type(block).__name__}, whose memory nobody measured")
+    gate = getattr(mlp, "fc1_g", None)
+    before = 2 * gate.out_features if gate is not None else mlp.fc1.out_features
     return VitShape(
         tokens=(side // card.patch_px) ** 2 + card.num_prefix_tokens,
         dim=card.embed_dim,
-        depth=len(model.blocks),
-        heads=block.attn.num_heads,
+        depth=depth,
+        heads=heads,
         mlp_before=before,
-        mlp_after=block.mlp.fc2.in_features,
-        layer_scale=_has_layer_scale(block),
+        mlp_after=mlp.fc2.in_features,
+        layer_scale=scaled,
         params=sum(parameter.numel() for parameter in model.parameters()),
         image_numbers=3 * side * side,
         rotary=getattr(model, "rope", None) is not None,
@@ -81,8 +95,12 @@ def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
 def _has_layer_scale(block: torch.nn.Module) -> bool:
     """timm's ViT keeps LayerScales as modules, its EVA, DINOv3 and BEiT as parameters that may be None."""
     if hasattr(block, "ls1"):
-        return not isinstance(block.ls1, torch.nn.Identity)
+        return _is_layer_scale(block.ls1)
     return getattr(block, "gamma_1", None) is not None
+
+
+def _is_layer_scale(module: object) -> bool:
+    return not isinstance(module, torch.nn.Identity)
 
 
 def activation_bytes(shape: VitShape, itemsize: int = FP32) -> int:

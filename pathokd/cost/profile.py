@@ -48,8 +48,9 @@ def count_gflops(encoder: Encoder | ModelCard, *, image_px: int | None = None) -
         ValueError: a size the model cannot take.
     """
     card = encoder if isinstance(encoder, ModelCard) else encoder.card
-    model = build_timm(card.architecture, card.model_args, image_px=image_px or card.image_px, device="meta").eval()
     side = image_px or card.image_px
+    model = build_timm(card.architecture, card.model_args, image_px=side, device="meta").eval()
+    model.requires_grad_(False)  # the counter trips over CaiT's class token, a view of a parameter
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.forward_features(torch.empty(1, 3, side, side, device="meta"))
     return float(counter.get_total_flops()) / 1e9

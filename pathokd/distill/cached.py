@@ -154,3 +154,22 @@ def _checked_encoder(spec: TeacherSpec, store: TargetStore) -> Encoder:
                 f"and {value!r} here. Run `pathokd cache {spec.weights}`, or name the teacher they were made with."
             )
     return teacher.encoder
+
+
+def student_source(spec: TeacherSpec, teacher: Teacher | CachedTeacher, *, layers: bool) -> Encoder | ModelCard:
+    """What a student is built from: the first teacher, with its weights as in their file if layers are taken from it.
+
+    A teacher that runs in bf16 holds rounded ones, each off by up to 2^-9 of itself: these are read once more.
+
+    Args:
+        spec: of the teacher.
+        teacher: as it runs.
+        layers: whether a student takes blocks.
+    """
+    encoder = teacher.encoder
+    if encoder is None:
+        return teacher.card
+    if not layers or not spec.pretrained or encoder.dtype == torch.float32:
+        return encoder
+    with torch.random.fork_rng(devices=[]):  # the students' own draws stay what they were
+        return build_teacher(replace(spec, targets=None, precision="fp32")).encoder

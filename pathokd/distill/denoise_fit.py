@@ -27,6 +27,8 @@ from pathokd.progress import Bars
 
 KINDS: tuple[TokenKind, TokenKind] = ("cls", "patches")
 MOST_DIRECTIONS = 8
+NO_DIFFERENCE = 1e-10
+"""Variance between conditions, of standardised tokens, below which a direction is rounding: 1e-5 of a spread."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,18 @@ class PlaceMoments:
         return mean, torch.where(std > 0, std, torch.ones_like(std))
 
     def top(self, rank: int) -> Between:
-        """The leading eigenvectors of the between-condition covariance of standardised tokens."""
+        """The leading eigenvectors of the between-condition covariance of standardised tokens.
+
+        Fewer than `rank` where conditions differ along fewer: others would be drawn by chance, and tissue with them.
+        """
         mean, std = self.statistics()
         scale = std[:, None] * std
         between = self._between / self.n / scale
         total = (self._square / self.n - mean[:, None] * mean) / scale
         values, vectors = torch.linalg.eigh(between)
-        v = vectors[:, -rank:].flip(1).T
-        share = (values[-rank:].flip(0) / values.sum().clamp(min=1e-30)).tolist()
+        rank = min(rank, int((values > NO_DIFFERENCE).sum()))
+        v = vectors[:, len(values) - rank :].flip(1).T
+        share = (values[len(values) - rank :].flip(0) / values.sum().clamp(min=1e-30)).tolist()
         return Between(v, share, float((v @ total @ v.T).trace() / total.trace()))
 
 

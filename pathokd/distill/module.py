@@ -13,7 +13,7 @@ from pathokd.data.batch import TileBatch
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import CLEAN
 from pathokd.distill.batch_features import TargetCache, view_images
-from pathokd.distill.cached import CachedTeacher, open_teacher
+from pathokd.distill.cached import CachedTeacher, open_teacher, student_source
 from pathokd.distill.callbacks import logs_now
 from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
@@ -149,9 +149,11 @@ class DistillationModule(L.LightningModule):
         # Lightning makes weights where they will be trained, and so draws them from that device's stream.
         device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
         start = random_state(device)
+        layers = any(spec.init == "teacher-layers" for spec in self.student_specs.values())
+        source = student_source(next(iter(self.teacher_specs.values())), first, layers=layers)
         for name, spec in self.student_specs.items():
             with nullcontext() if name == FIRST else same_draws(start, device):
-                encoder = build_student(spec, first.encoder or first.card)
+                encoder = build_student(spec, source)
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
             start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)

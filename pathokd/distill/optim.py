@@ -11,6 +11,9 @@ from torch import nn
 from pathokd.distill.schedules import cosine, warmup_cosine
 from pathokd.types import FloatArray
 
+TOKENS = ("pos_embed", "cls_token", "reg_token", "dist_token")
+"""Embeddings beside the patches', as timm names them; `dist_token` is distilled DeiT's."""
+
 
 @dataclass(frozen=True)
 class OptimSpec:
@@ -54,12 +57,12 @@ def layer_of(name: str, depth: int) -> int:
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1
-    return 0 if name.startswith(("patch_embed.", "pos_embed", "cls_token", "reg_token", "norm_pre")) else depth + 1
+    return 0 if name.startswith(("patch_embed.", "norm_pre", *TOKENS)) else depth + 1
 
 
 def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices only, not to biases, norms, LayerScale, tokens and positions."""
-    return parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", "reg_token"))
+    return parameter.ndim > 1 and not name.endswith(TOKENS)
 
 
 def parameter_groups(backbone: nn.Module, heads: Iterable[nn.Module], spec: OptimSpec) -> list[dict[str, Any]]:

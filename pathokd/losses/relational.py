@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from pathokd.processes import gather_equal, gather_rows
 
 EPS = 1e-12
+SAME_POINT = 1e-4
+"""Tiles closer than this share of the mean distance are of one picture (blank tiles, tiles drawn twice)."""
 
 
 def distance_loss(student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batch width"]) -> Float[Tensor, ""]:
@@ -39,7 +41,9 @@ def distance_loss(student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "b
 def angle_loss(student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batch width"]) -> Float[Tensor, ""]:
     """Mean Huber difference of the cosines of all angles: at j between i and k, over all distinct i, j, k.
 
-    Memory grows with batch^2 dim and batch^3. Fewer than three tiles have no angle and cost nothing.
+    Memory grows with batch^2 dim and batch^3. Fewer than three tiles have no angle and cost nothing. Between duplicates
+    there is no direction, only rounding over its own length, whose gradient knows no bound: their angles are left out.
+    So are those among several crops of a tile, of which the teacher has one vector.
 
     Args:
         student: one vector per tile.
@@ -56,10 +60,16 @@ def angle_loss(student: Float[Tensor, "batch dim"], teacher: Float[Tensor, "batc
     distinct = ~(same[:, :, None] | same[:, None, :] | same[None])  # (j, i, k)
     cosines = []
     for points in (x, y):
-        e = F.normalize(points[None] - points[:, None], dim=-1, eps=EPS)  # e_ij = (x_i - x_j) / |x_i - x_j|
+        gap = points[None] - points[:, None]
+        length = gap.detach().norm(dim=-1)
+        apart = length > SAME_POINT * length.mean()
+        distinct = distinct & apart[:, :, None] & apart[:, None, :]
+        e = F.normalize(gap, dim=-1, eps=EPS)  # e_ij = (x_i - x_j) / |x_i - x_j|
         with torch.autocast(e.device.type, enabled=False):
-            cosines.append((e @ e.transpose(1, 2))[distinct])
-    return F.smooth_l1_loss(cosines[0], cosines[1])
+            cosines.append(e @ e.transpose(1, 2))
+    if not distinct.any():
+        return x.sum() * 0
+    return F.smooth_l1_loss(cosines[0][distinct], cosines[1][distinct])
 
 
 def _fp32(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from pathokd.models.device import double
 StoredDtype = Literal["fp32", "fp16", "int8"]
 
 _LEVELS = 127
+NO_VARIANCE = 1e-12
+"""A principal direction with less than this share of the largest variance counts as one that does not vary."""
 
 
 class Codes(NamedTuple):
@@ -170,7 +172,8 @@ def fit_codec(dtype: StoredDtype, moments: SecondMoments, components: int | None
     values, vectors = values.flip(0)[:components], vectors.flip(1)[:, :components]
     # An eigenvector's sign is arbitrary: the largest entry is made positive, so that every machine stores the same.
     signs = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
-    std = _positive(values.clamp(min=0).sqrt())
+    # Where tokens do not vary, eigh gives rounding: divided by it, rounding would be what int8 spends its bits on.
+    std = _positive(torch.where(values > values[0] * NO_VARIANCE, values, 0.0).sqrt())
     return TokenCodec(dtype, mean=mean.float(), std=std, rotation=(vectors * signs).float())
 
 

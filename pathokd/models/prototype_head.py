@@ -78,7 +78,8 @@ class PrototypeHead(nn.Module):
             ValueError: outside the stored range, where the centre was never estimated.
         """
         low, high = self.temperatures[0], self.temperatures[-1]
-        if not low - 1e-9 <= temperature <= high + 1e-9:
+        # Stored in fp32, where 0.06 is 1.3e-9 less than that.
+        if not low * (1 - 1e-6) <= temperature <= high * (1 + 1e-6):
             raise ValueError(
                 f"This head has balanced centres for teacher temperatures from {low:g} to {high:g}, got "
                 f"{temperature:g}: make it again with other --temperatures, or change the loss."

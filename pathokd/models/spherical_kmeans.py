@@ -100,7 +100,10 @@ def lloyd_step(blocks: Blocks, centroids: Float[Tensor, "count dim"], rng: np.ra
 
 
 def refill(counts: npt.NDArray[np.int64], owner: Labels, rng: np.random.Generator) -> dict[int, int]:
-    """For each empty cluster a random member of the then largest one; each takes half of what it counts."""
+    """For each empty cluster a random member of the then largest one; each takes half of what it counts.
+
+    Where a few clusters hold everything there may be too few members to go round: the rest stay empty.
+    """
     left, taken = counts.astype(float), {}
     empty = np.flatnonzero(counts == 0)
     if not len(empty):
@@ -110,6 +113,8 @@ def refill(counts: npt.NDArray[np.int64], owner: Labels, rng: np.random.Generato
     used: set[int] = set()
     for cluster in empty:
         largest = int(left.argmax())
+        if not left[largest]:
+            break
         members = order[start[largest] : start[largest + 1]]
         member = int(members[rng.integers(len(members))])
         left[largest] = 0 if member in used else left[largest] / 2

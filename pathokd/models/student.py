@@ -98,7 +98,11 @@ def build_student(spec: StudentSpec, teacher: Encoder | ModelCard | None = None)
             return Encoder(_timm_weights(spec), card)
         if spec.init not in ("scratch", "teacher-layers"):
             # mask_token and classifier aside, the weights must be exactly the student's.
-            return Encoder(build_loaded(card, _first_weights(spec), spec.init), card)
+            weights, origin = _first_weights(spec)
+            model = build_loaded(card, weights, spec.init)
+            if origin is not None:
+                _check_alike(model, origin, spec.init)
+            return Encoder(model, card)
         student = Encoder(build_timm(spec.architecture, card.model_args, image_px=spec.image_px), card)
     if spec.init == "teacher-layers":
         if not isinstance(teacher, Encoder):
@@ -156,6 +160,32 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
                 "give the student the teacher's architecture and image_px, and change only its depth."
             )
         target.copy_(source[origin])
+    _check_alike(student.model, teacher.model, "the teacher")
+
+
+def _check_alike(own: Any, theirs: Any, whose: str) -> None:
+    """Refuse weights whose shapes fit and that mean something else: other heads, or another activation.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    mine, other = _settings(own), _settings(theirs)
+    for name, value in mine.items():
+        if value != other[name]:
+            raise ValueError(
+                f"The weights of {whose} are of a model with {name} {other[name]}, and the student has {value}: set "
+                f"{name} in the student's model_args, or begin from scratch."
+            )
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What no shape tells of a block; None where timm keeps it elsewhere."""
+    block = model.blocks[0]
+    act = getattr(getattr(block, "mlp", None), "act", None)
+    return {
+        "num_heads": getattr(getattr(block, "attn", None), "num_heads", None),
+        "act_layer": None if act is None else type(act).__name__.lower(),
+    }
 
 
 def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:
@@ -168,13 +198,14 @@ def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:
     return {**inherited, **facts}
 
 
-def _first_weights(spec: StudentSpec) -> StateDict:
-    """Weights that `init` names, under timm's names; a bare file is read as one of the student's own architecture."""
+def _first_weights(spec: StudentSpec) -> tuple[StateDict, Any]:
+    """Weights that `init` names, under timm's names, and their model; None for a bare file, which does not say."""
     path = Path(spec.init).expanduser()
     if path.suffix != ".safetensors" or path.is_dir() or spec.init.startswith(HUB):
-        return dict(load_encoder(spec.init, image_px=spec.image_px).model.state_dict())
+        model = load_encoder(spec.init, image_px=spec.image_px).model
+        return dict(model.state_dict()), model
     state = read_safetensors(path)
-    return state if "cls_token" in state else convert_dinov2(state)
+    return (state if "cls_token" in state else convert_dinov2(state)), None
 
 
 def _timm_weights(spec: StudentSpec) -> Any:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 
 from pathokd.cli.training_cost import training_cost
-from pathokd.cli.training_memory import memory_plan
+from pathokd.cli.training_memory import memory_plan, memory_sentence
 from pathokd.cost import count_gflops
 from pathokd.cost.memory import MemoryPlan, activation_bytes, vit_shape
 from pathokd.data.datamodule import TileDataModule
@@ -67,6 +68,15 @@ def test_precision_and_ddp_tell(tiny_teacher: Path) -> None:
     shared = memory_plan(module, views, 4096, shards=4)
     assert (4 * shared.student, 4 * shared.optimiser) == (full.student, full.optimiser)
     assert (shared.teachers, shared.activations) == (full.teachers, full.activations)
+
+
+def test_a_student_that_nobody_planned_is_trained_all_the_same(tiny_teacher: Path) -> None:
+    student = StudentSpec("vit_base_patch16_xp_224", SMALL, image_px=32)
+    teachers = {"t": TeacherSpec(str(tiny_teacher))}
+    module = DistillationModule(teachers=teachers, student=student, objectives=[Objective(Cosine())])
+    module.configure_model()
+    sentence = memory_sentence(L.Trainer(accelerator="cpu", logger=False), module, Views(Geometry(32)), 4)
+    assert sentence.startswith("There is no memory plan: vit_base_patch16_xp_224 is made of ParallelScalingBlock")
 
 
 def test_terms_among_the_students_own_tokens_need_no_head(tiny_teacher: Path) -> None:

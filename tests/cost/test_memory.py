@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from pathokd.cost.memory import MemoryPlan, activation_bytes, available_bytes, forward_bytes, vit_shape
+from pathokd.cost.memory import MemoryPlan, UnplannedError, activation_bytes, available_bytes, forward_bytes, vit_shape
 from pathokd.models.build import build_timm
 from pathokd.models.encoder import Encoder, make_card
 from pathokd.models.zoo import get_card
@@ -65,6 +65,23 @@ def test_blocks_of_eva_are_planned_too(name: str, autocast: bool) -> None:
     assert (shape.layer_scale, shape.rotary) == ("dinov3" in name, True)
     planned = 3 * activation_bytes(shape, 2 if autocast else 4)
     assert kept_bytes(encoder, images, autocast) == pytest.approx(planned, rel=0.1)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_blocks_side_by_side_are_planned_too(autocast: bool) -> None:
+    """timm's 18x2, two attentions and two MLPs to a block, one input for both. To 15 %, never below."""
+    card = make_card("student", "vit_small_patch16_18x2_224", SMALL, image_px=112)
+    encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=112), card).train()
+    images = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    shape = vit_shape(card)
+    assert shape.depth == 6
+    planned = 3 * activation_bytes(shape, 2 if autocast else 4)
+    assert 1 <= planned / kept_bytes(encoder, images, autocast) < 1.15
+
+
+def test_blocks_that_nobody_measured_are_named() -> None:
+    with pytest.raises(UnplannedError, match="vit_base_patch16_xp_224 is made of ParallelScalingBlock"):
+        vit_shape(make_card("student", "vit_base_patch16_xp_224", SMALL, image_px=112))
 
 
 def test_sizes_are_the_models() -> None:

@@ -22,6 +22,12 @@ def test_gflops_of_peers(name: str, gflops: float) -> None:
     assert count_gflops(on_meta(name)) == pytest.approx(gflops, rel=0.01)
 
 
+def test_class_tokens_that_come_late_are_counted() -> None:
+    """CaiT's: 24 blocks on 196 tokens, then two on the class token; 2.53 GMAC in its paper (arXiv 2103.17239)."""
+    card = make_card("cait", "cait_xxs24_224", {})
+    assert count_gflops(card) == pytest.approx(2 * 2.53, rel=0.02)
+
+
 def test_gflops_by_hand() -> None:
     """ViT of one block: 2 (patch embedding + qkv + attention twice + projection + MLP)."""
     card = make_card("tiny", "vit_tiny_patch16_224", {"depth": 1}, image_px=64)

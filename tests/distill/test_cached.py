@@ -230,6 +230,17 @@ def test_weights_beside_targets_are_compared_and_give_layers(
         TeacherSpec()
 
 
+def test_layers_of_a_teacher_in_bf16_are_not_rounded(tiny_teacher: Path) -> None:
+    args = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
+    layers = StudentSpec("vit_tiny_patch16_224", args, image_px=32, init="teacher-layers")
+    built = module(TeacherSpec(str(tiny_teacher), precision="bf16"), student=layers)
+    source = build_teacher(TeacherSpec(str(tiny_teacher))).encoder.model
+    weight = source.blocks[0].attn.qkv.weight
+    assert not torch.equal(weight, weight.bfloat16().float())
+    assert torch.equal(built.net.encoder.model.blocks[0].attn.qkv.weight, weight)
+    assert built.teacher("t").encoder.dtype == torch.bfloat16
+
+
 def test_what_was_not_stored_is_refused(stored: dict[str, Path], packed: Path) -> None:
     with pytest.raises(StoreError, match=r"takes patch tokens, and .* holds class tokens only"):
         module(TeacherSpec(targets=str(stored["cls"])))

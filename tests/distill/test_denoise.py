@@ -62,6 +62,20 @@ def test_the_directions_that_conditions_move_along_are_found() -> None:
     assert 0 < found.lost < 1
 
 
+@pytest.mark.parametrize(("shift", "rank"), [(1.0, 1), (0.0, 0)])
+def test_no_direction_is_drawn_by_chance(shift: float, rank: int) -> None:
+    """Conditions that differ along one direction, or not at all: the others would be tissue's."""
+    rng = np.random.default_rng(0)
+    direction, moments = rng.standard_normal((1, 1, 12)), PlaceMoments(12)
+    for _ in range(50):
+        tissue = rng.standard_normal((1, 1, 12))
+        moments.add(torch.from_numpy(np.concatenate([tissue, tissue + shift * direction])).float())
+    found = moments.top(4)
+    assert found.directions.shape == (rank, 12)
+    assert found.share == pytest.approx([1.0] * rank)
+    assert (found.lost > 0) == bool(rank)
+
+
 def test_moments_are_those_of_all_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     places = [torch.randn(k, 4, 6, generator=generator) * 2 + 5 for k in (2, 3, 4)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pathokd.distill.optim import OptimSpec, Schedules, layer_of, parameter_groups
 from pathokd.distill.schedules import average_age, cosine, warmup_cosine
+from pathokd.models.build import build_timm
 
 
 def test_warmup_is_linear_and_the_rest_half_a_cosine() -> None:
@@ -72,6 +73,18 @@ def test_every_parameter_is_in_one_group_with_its_layer_decay(vit: torch.nn.Modu
 
 def test_layers_count_from_the_embeddings() -> None:
     assert [layer_of(name, 12) for name in ("pos_embed", "blocks.0.x", "blocks.11.x", "norm.weight")] == [0, 1, 12, 13]
+
+
+def test_a_distillation_token_is_a_token() -> None:
+    """timm's distilled DeiT has one beside the class token."""
+    deit = build_timm("deit_tiny_distilled_patch16_224", {"depth": 2, "embed_dim": 24, "num_heads": 2})
+    spec = OptimSpec(layer_decay=0.5)
+    scales = {
+        id(parameter): (group["lr_scale"], group["wd_scale"])
+        for group in parameter_groups(deit, [], spec)
+        for parameter in group["params"]
+    }
+    assert scales[id(deit.dist_token)] == scales[id(deit.cls_token)] == (0.125, 0.0)
 
 
 def test_apply_sets_lr_and_weight_decay_of_the_step(vit: torch.nn.Module) -> None:

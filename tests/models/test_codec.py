@@ -104,6 +104,18 @@ def test_a_component_that_never_varies_is_kept() -> None:
     assert torch.allclose(codec.decode(*codec.encode(x))[:, 3], torch.tensor(4.0), atol=1e-5)
 
 
+def test_directions_in_which_tokens_cannot_vary_take_no_bits() -> None:
+    """Dimensions said twice: divided by the rounding of their eigenvalue, they were all that int8 saw."""
+    x = tokens()
+    twice = torch.cat([x, x[:, 6:] / 3], dim=1)
+    codec = fit_codec("int8", moments_of(twice), 18)
+    lost, plain = (
+        float((code.decode(*code.encode(twice)) - twice).square().mean())
+        for code in (codec, fit_codec("int8", moments_of(twice), 12))
+    )
+    assert lost < 2 * plain
+
+
 def test_the_sign_of_directions_is_settled() -> None:
     x = tokens()
     rotation = fit_codec("fp32", moments_of(x), 6).rotation

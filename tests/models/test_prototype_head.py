@@ -50,6 +50,14 @@ def test_centres_lie_between_the_stored_ones() -> None:
             head.centre_at(outside)
 
 
+@pytest.mark.parametrize("ends", [(0.04, 0.06), (0.1, 0.2), (0.03, 0.08)])
+def test_the_ends_of_the_range_belong_to_it_whatever_fp32_makes_of_them(ends: tuple[float, float]) -> None:
+    given = {**tensors(), "temperatures": torch.tensor(ends), "centres": tensors()["centres"][:2]}
+    head = PrototypeHead(given)
+    for temperature, centre in zip(ends, given["centres"], strict=True):
+        assert torch.allclose(head.centre_at(temperature), centre, atol=1e-5)
+
+
 def test_a_single_temperature_is_enough() -> None:
     given = {**tensors(), "temperatures": torch.tensor([0.05]), "centres": tensors()["centres"][:1]}
     assert torch.equal(PrototypeHead(given).centre_at(0.05), given["centres"][0])

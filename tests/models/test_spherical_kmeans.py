@@ -103,6 +103,15 @@ def test_refill_halves_what_it_takes_from() -> None:
     assert refill(np.array([8, 5]), owner, np.random.default_rng(0)) == {}
 
 
+def test_refill_stops_when_nothing_is_left_to_take() -> None:
+    """One direction for nearly all tokens, as on blank tiles: far more empty clusters than can be filled."""
+    counts = np.array([0] * 3 + [40] + [0] * 60)
+    taken = refill(counts, np.full(40, 3, np.int32), np.random.default_rng(0))
+    assert 0 < len(taken) <= 40
+    assert len(set(taken.values())) == len(taken)
+    assert 3 not in taken
+
+
 def test_seeds_are_places_of_the_sample_and_a_function_of_the_seed() -> None:
     x = cloud(600)
     one, same, other = (seed_centroids(x, 400, np.random.default_rng(seed)) for seed in (0, 0, 1))

@@ -112,6 +112,20 @@ def test_layers_that_do_not_fit_are_named() -> None:
         build_student(spec(init="teacher-layers", architecture="vit_small_patch16_224"), source)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"num_heads": 6}, "num_heads 3, and the student has 6"), ({"act_layer": "silu"}, "gelu")]
+)
+def test_what_no_shape_tells_must_be_the_same(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Other heads or another activation take the same weights, and compute something else."""
+    first = teacher(3)
+    save_file(dict(first.model.state_dict()), tmp_path / "model.safetensors")
+    config = {"architecture": ARCH, "model_args": {**SMALL, "depth": 3, "img_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for init in ("teacher-layers", str(tmp_path)):
+        with pytest.raises(ValueError, match=said):
+            build_student(spec(init=init, model_args={**SMALL, "depth": 3, **changed}), first)
+
+
 def test_weights_of_a_folder(tmp_path: Path) -> None:
     first = build_student(spec(seed=5))
     save_file(dict(first.model.state_dict()), tmp_path / "model.safetensors")
