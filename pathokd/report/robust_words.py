@@ -142,8 +142,8 @@ SENTENCES = (
     ),
     Sentence("probe_drop", "scanner", "A tissue probe on {model} loses {points} under a scanner it was not trained on"),
     Sentence("probe_drop", "site", "A tissue probe on {model} loses {points} at a site it was not trained on"),
-    Sentence("scanner_predictability", "scanner", "A probe still tells the scanner from {model} in {percent}{chance}"),
-    Sentence("site_predictability", "site", "A probe still tells the site from {model} in {percent}{chance}"),
+    Sentence("scanner_predictability", "scanner", "A probe tells the scanner from {model} in {percent}{chance}"),
+    Sentence("site_predictability", "site", "A probe tells the site from {model} in {percent}{chance}"),
 )
 HEADLINES = (
     Key("topk_mean", "cross-scanner", "top-10 across scanners", k=10),
