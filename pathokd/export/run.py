@@ -62,7 +62,7 @@ def export_run(
     card = ModelCard(**facts["students"][student]["card"])
     state: Mapping[str, Tensor] = checkpoint["state_dict"]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(facts["students"][student]["spec"]["seed"])
+        torch.default_generator.manual_seed(facts["students"][student]["spec"]["seed"])
         encoder = Encoder(build_timm(card.architecture, card.model_args, image_px=card.image_px), card)
     adaptors: dict[str, nn.Module] = {}
     if not untrained:
