@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from pathokd.evaluate import Fidelity, ModelScores, RetrievalScore
@@ -20,10 +21,10 @@ def comparison_table(scores: Mapping[str, ModelScores], title: str = "") -> Tabl
     Returns:
         A rich table.
     """
-    table = Table(title=title or None, caption=_caption(scores), caption_justify="left")
+    table = Table(title=escape(title) or None, caption=_caption(scores), caption_justify="left")
     table.add_column("")
     for name in scores:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for label, cells in _rows(scores):
         table.add_row(label, *cells)
     return table
@@ -38,7 +39,8 @@ def comparison_markdown(scores: Mapping[str, ModelScores]) -> str:
     Returns:
         Lines of Markdown, the caption as the last paragraph.
     """
-    head = ["| |" + "".join(f" {name} |" for name in scores), "|---|" + "--:|" * len(scores)]
+    names = [name.replace("|", r"\|") for name in scores]
+    head = ["| |" + "".join(f" {name} |" for name in names), "|---|" + "--:|" * len(scores)]
     body = ["| " + " | ".join([label, *cells]) + " |" for label, cells in _rows(scores)]
     return "\n".join([*head, *body, "", _caption(scores), ""])
 

@@ -62,6 +62,18 @@ def test_markdown_is_a_table(comparison: dict[str, ModelScores]) -> None:
     assert comparison_markdown({}).startswith("| |")
 
 
+def test_names_are_shown_as_they_are() -> None:
+    """Brackets are markup to rich, and a bar is a column to Markdown."""
+    odd = {"vits[half]": scores("vits[half]", 0.9), "a|b": scores("a|b", 0.8)}
+    out = io.StringIO()
+    Console(file=out, width=140).print(comparison_table(odd, "of [bold]"))
+    for name in ("vits[half]", "a|b", "of [bold]"):
+        assert name in out.getvalue()
+    head, rule = comparison_markdown(odd).splitlines()[:2]
+    assert head == r"| | vits[half] | a\|b |"
+    assert rule.count("|") == 4
+
+
 def test_a_model_without_pairs_has_a_dash(comparison: dict[str, ModelScores]) -> None:
     comparison["control"] = scores("control", 0.4, across=False)
     assert "| top-10 across scanners | 0.910 (0.880 to 0.930) | 0.910 (0.880 to 0.930) | - |" in (
