@@ -37,7 +37,7 @@ class Bars:
         self._live = sys.stderr.isatty()
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # slides may have brackets in their names
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from pathokd.errors import StoreError
@@ -70,13 +71,13 @@ def robustness_table(result: Robustness) -> Table:
     table.add_column("")
     names = list(result.models["name"])
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     labels = (
         measures["name"] + measures["k"].map(lambda k: "" if pd.isna(k) else f" k={k:g}") + ", " + measures["group"]
     )
     for label, rows in measures.groupby(labels, sort=False):
         by_model = rows.set_index("model")
-        table.add_row(str(label), *(_cell(by_model, model) for model in names))
+        table.add_row(escape(str(label)), *(_cell(by_model, model) for model in names))
     return table
 
 
