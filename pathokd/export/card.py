@@ -108,10 +108,10 @@ def licence_note(licence: str, teacher: str | None) -> str:
     words = licence.lower().replace("_", "-")
     non_commercial = "-nc" in words or "non-commercial" in words
     if "-nd" in words:
+        forbidden, kept = ("commercial use and ", "private and non-commercial") if non_commercial else ("", "private")
         return (
-            f"{licence}, inherited from {source}: the teacher's terms forbid commercial use and the "
-            f"sharing of derived "
-            "works. Keep this student private and non-commercial unless the teacher's owners allow more."
+            f"{licence}, inherited from {source}: the teacher's terms forbid {forbidden}the sharing of derived works. "
+            f"Keep this student {kept} unless the teacher's owners allow more."
         )
     if non_commercial:
         return f"{licence}, inherited from {source}: no commercial use of this student or of what it computes."

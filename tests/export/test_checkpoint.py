@@ -114,7 +114,8 @@ def test_card_and_config_state_the_facts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("licence", "words"),
     [
-        ("CC-BY-NC-ND-4.0", "sharing of derived works"),
+        ("CC-BY-NC-ND-4.0", "forbid commercial use and the sharing of derived works"),
+        ("CC-BY-ND-4.0", "forbid the sharing of derived works"),
         ("Owkin non-commercial", "no commercial use"),
         ("Apache-2.0", "keep its notices"),
         ("unknown", "not known"),
