@@ -41,6 +41,8 @@ ARMS: dict[str, list[str]] = {
     "the first stage once more, half as long": ["again"],
     "once more, a third as long, views at half strength": ["again", "gentle"],
     "consistency and relations in the first stage": ["whole", "consistency", "relations"],
+    "consistency in the first stage": ["whole", "consistency"],
+    "relations in the first stage": ["whole", "relations"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
