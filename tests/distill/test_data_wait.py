@@ -14,7 +14,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.data.views import Geometry
 from pathokd.distill import callbacks
 
-SLOW_S = 0.1
+SLOW_S = 0.3
 """Longer than a step of the tiny models takes per tile, however busy the machine."""
 
 
