@@ -29,6 +29,11 @@ PATIENT_COLUMNS = ("patient_id", "patient", "case_id", "case", "slide_id")
 """Columns that may name what train and validation must not share, most telling first."""
 
 
+def patient_column(index: pd.DataFrame, split_by: str | None = None) -> str:
+    """The column that names the patients: `split_by`, or else the first of `PATIENT_COLUMNS` present."""
+    return split_by or next(name for name in PATIENT_COLUMNS if name in index)
+
+
 def split_rows(
     index: pd.DataFrame, *, val_fraction: float, split_by: str | None = None, seed: int = 0
 ) -> tuple[IntArray, IntArray]:
@@ -49,7 +54,7 @@ def split_rows(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}.")
-    column = split_by or next(name for name in PATIENT_COLUMNS if name in index)
+    column = patient_column(index, split_by)
     if column not in index:
         raise ManifestError(f"split_by={column!r} is no column of the tiles; they have {', '.join(index.columns)}.")
     rows = np.arange(len(index))
@@ -267,7 +272,7 @@ class TileDataModule(L.LightningDataModule):
     def _counted(self, rows: IntArray) -> str:
         """Tiles and slides, and patients where a column names them."""
         some = self._source().index.iloc[rows]
-        column = self.split_by or next(name for name in PATIENT_COLUMNS if name in some)
+        column = patient_column(some, self.split_by)
         named = "" if column == "slide_id" else f", {some[column].nunique():,} by {column}"
         return f"{len(some):,} tiles of {some['slide_id'].nunique():,} slides{named}"
 

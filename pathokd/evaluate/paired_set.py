@@ -190,9 +190,8 @@ def _unpaired(frame: pd.DataFrame, source: str, read: Read | None) -> PairedSet:
     if not len(known):
         raise ManifestError(f"{source}: the column {name} is empty; name the {name} of each tile.")
     note = f"{len(frame) - len(known)} of {len(frame)} tiles name no {name} and are left out."
-    return PairedSet(
-        frame.iloc[known].reset_index(drop=True), source, None if read is None else _shifted(read, known), (note,)
-    )
+    frame, read = _only(frame, read, known)
+    return PairedSet(frame, source, read, (note,))
 
 
 def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: bool) -> PairedSet:
@@ -225,7 +224,7 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
             )
         kept = np.flatnonzero(~alone.to_numpy())
         notes.append(f"{alone.sum()} of {len(frame)} tiles show places seen once and are left out.")
-        frame, read = frame.iloc[kept].reset_index(drop=True), None if read is None else _shifted(read, kept)
+        frame, read = _only(frame, read, kept)
     found = PairedSet(frame, source, read, tuple(notes))
     if len(found.places) < 2:
         sizes = frame["condition"].value_counts()
@@ -240,5 +239,6 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
     return found
 
 
-def _shifted(read: Read, kept: npt.NDArray[np.intp]) -> Read:
-    return lambda row: read(int(kept[row]))
+def _only(frame: pd.DataFrame, read: Read | None, kept: npt.NDArray[np.intp]) -> tuple[pd.DataFrame, Read | None]:
+    """Some rows of a table, and what reads the tile of each."""
+    return frame.iloc[kept].reset_index(drop=True), None if read is None else lambda row: read(int(kept[row]))
