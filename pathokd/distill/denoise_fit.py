@@ -19,6 +19,7 @@ from pathokd.data.targets import tile_identity
 from pathokd.data.views import CLEAN, Geometry, Views
 from pathokd.distill.prototype_fit import teacher_settings
 from pathokd.distill.prototype_tokens import check_loading
+from pathokd.errors import ManifestError
 from pathokd.files import check_header, make_header
 from pathokd.models.denoise import SCHEMA, TokenKind, read_denoiser, write_denoiser
 from pathokd.models.device import double
@@ -142,7 +143,7 @@ def fit_denoiser(
         variance of all tokens, and the number of `tokens` looked at.
 
     Raises:
-        ManifestError: no registered tiles.
+        ManifestError: no registered tiles, or none that differ between conditions.
         StoreError: the file was made by other settings.
         ValueError: no tile to a batch, or a negative number of processes.
     """
@@ -169,6 +170,12 @@ def fit_denoiser(
         parts[kind] = {"mean": mean, "std": std, "directions": found_between.directions}
         shares = [round(share, 6) for share in found_between.share]
         results[kind] = {"share": shares, "lost": round(found_between.lost, 6), "tokens": moments[kind].n}
+    if not any(result["share"] for result in results.values()):
+        columns = ", ".join(spec.registered.conditions)
+        raise ManifestError(
+            "The teacher's tokens of a place are the same under all its conditions, so there is nothing to take out: "
+            f"give tiles that were stained or scanned in more than one way (columns {columns} tell which)."
+        )
     write_denoiser(out, parts, {**header, "results": results})
     return results
 

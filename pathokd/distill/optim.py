@@ -1,7 +1,7 @@
 """AdamW with layer decay and scheduled learning rate and weight decay."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,9 +60,15 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(("patch_embed.", "norm_pre", *TOKENS)) else depth + 1
 
 
-def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices only, not to biases, norms, LayerScale, tokens and positions."""
-    return parameter.ndim > 1 and not name.endswith(TOKENS)
+def takes_weight_decay(name: str, parameter: nn.Parameter, spared: Collection[str] = ()) -> bool:
+    """Whether weight decay applies: to matrices only, not to biases, norms, LayerScale, tokens and positions.
+
+    Args:
+        name: of the parameter.
+        parameter: itself.
+        spared: names that the architecture takes out besides, such as BEiT's tables of relative positions.
+    """
+    return parameter.ndim > 1 and not name.endswith(TOKENS) and name not in spared
 
 
 def parameter_groups(backbone: nn.Module, heads: Iterable[nn.Module], spec: OptimSpec) -> list[dict[str, Any]]:
@@ -74,12 +80,13 @@ def parameter_groups(backbone: nn.Module, heads: Iterable[nn.Module], spec: Opti
         spec: settings.
     """
     depth = len(backbone.blocks)  # type: ignore[arg-type]
+    spared: Collection[str] = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()  # type: ignore[operator]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in backbone.named_parameters():
         lr_scale = spec.layer_decay ** (depth + 1 - layer_of(name, depth))
         if name.startswith("patch_embed."):
             lr_scale *= spec.patch_embed_lr
-        key = lr_scale, float(takes_weight_decay(name, parameter))
+        key = lr_scale, float(takes_weight_decay(name, parameter, spared))
         groups.setdefault(key, []).append(parameter)
     for head in heads:
         for name, parameter in head.named_parameters():

@@ -9,11 +9,12 @@ import torch
 
 from pathokd.cli.main import main
 from pathokd.data.packed import PackedTiles
+from pathokd.data.simulate import Condition, SimulatedTiles
 from pathokd.distill.denoise_fit import DenoiseSpec, PlaceMoments, fit_denoiser
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
 from pathokd.distill.provenance import check_teacher, teacher_facts
-from pathokd.errors import StoreError, TrainingError
+from pathokd.errors import ManifestError, StoreError, TrainingError
 from pathokd.export import export_student
 from pathokd.losses import DINO, MSE, RKD, Cosine
 from pathokd.models import StudentSpec, TeacherSpec, build_student, build_teacher, load_encoder
@@ -178,6 +179,14 @@ def test_slides_scanned_once_are_paired_by_simulation(packed: Path, tiny_teacher
     result = read_denoiser(out)[0]["results"]["cls"]
     assert result["tokens"] == 2 * len(PackedTiles(packed))
     assert 0.2 < result["share"][0] <= 1
+
+
+def test_conditions_that_do_not_differ_leave_no_file(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    same = SimulatedTiles(PackedTiles(packed), [Condition(scanner="soft-warm", severity=0.0)])
+    teacher, out = build_teacher(TeacherSpec(str(tiny_teacher))), tmp_path / "d.safetensors"
+    with pytest.raises(ManifestError, match=r"nothing to take out.*columns stain, scanner tell which"):
+        fit_denoiser(teacher, same, out, workers=0)
+    assert not out.exists()
 
 
 def test_prototypes_see_raw_tokens(denoiser: Path, tiny_teacher: Path, tiny_prototypes: Path) -> None:

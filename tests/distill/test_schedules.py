@@ -87,6 +87,19 @@ def test_a_distillation_token_is_a_token() -> None:
     assert scales[id(deit.dist_token)] == scales[id(deit.cls_token)] == (0.125, 0.0)
 
 
+def test_what_an_architecture_spares_takes_no_weight_decay() -> None:
+    """Relative positions of BEiT and frequencies of mixed RoPE have two dimensions and are no matrices."""
+    for name, spared in (
+        ("beit_base_patch16_224", "blocks.0.attn.relative_position_bias_table"),
+        ("vit_small_patch16_rope_mixed_224", "rope.freqs"),
+    ):
+        vit = build_timm(name, {"depth": 2, "embed_dim": 24, "num_heads": 2})
+        named = dict(vit.named_parameters())
+        scales = {id(p): group["wd_scale"] for group in parameter_groups(vit, [], OptimSpec()) for p in group["params"]}
+        assert scales[id(named[spared])] == 0.0
+        assert scales[id(named["blocks.0.mlp.fc1.weight"])] == 1.0
+
+
 def test_apply_sets_lr_and_weight_decay_of_the_step(vit: torch.nn.Module) -> None:
     spec = OptimSpec(lr=1.0, final_lr=0.0, warmup=0.1, weight_decay=(0.1, 0.3), layer_decay=0.5)
     schedules = Schedules.plan(spec, 100, (0.9, 1.0))
