@@ -16,7 +16,7 @@ where m is the width that the MLP's last layer takes, and "as computed" is 2 byt
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,9 +169,9 @@ class MemoryPlan:
             available: bytes that the training may take; None if nobody knows.
             where: name of the device.
         """
-        names = ("teachers", "student", "average", "optimiser", "gradients", "activations", "targets", "working")
+        names = [each.name for each in fields(self)]
         parts = ", ".join(f"{name} {gib(getattr(self, name))}" for name in names if gib(getattr(self, name)) != gib(0))
-        said = f"Memory plan: {gib(self.total)} GiB at the peak ({parts or 'the programme itself'})"
+        said = f"Memory plan: {gib(self.total)} GiB at the peak ({parts})"
         if available is None:
             return f"{said}."
         if self.total <= available:

@@ -1,5 +1,6 @@
 """The memory plan against what autograd keeps, counted tensor by tensor, and against hand arithmetic."""
 
+import re
 from typing import Any
 
 import pytest
@@ -121,6 +122,8 @@ def test_the_sentence_says_whether_it_fits() -> None:
     )
     assert "cuda:0 has 2.00: this will probably not fit; lower data.batch_size" in plan.sentence(2**31, "cuda:0")
     assert plan.sentence(None, "mps").endswith("activations 3.00).")
+    parts = re.findall(r" (\d\.\d\d)[,)]", MemoryPlan(teachers=2**30, activations=2**30).sentence(None, "cpu"))
+    assert sum(map(float, parts)) == pytest.approx(2.59, abs=0.01), "the parts that are named add up to the peak"
 
 
 def test_a_cpu_is_shared_by_its_processes() -> None:
