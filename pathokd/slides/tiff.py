@@ -46,15 +46,18 @@ class TiffReader:
             ) from error
 
     def _parse(self, path: Path) -> None:
-        self._levels = [_check_rgb(level, path) for level in self._file.series[0].levels]
+        series = list(self._file.series)
+        sides = [_size(each) if {"X", "Y"} <= set(each.axes) else (0, 0) for each in series]
+        number = max(range(len(series)), key=lambda i: sides[i][0] * sides[i][1])  # labels and macros may come first
+        self._levels = [_check_rgb(level, path) for level in series[number].levels]
         sizes = [_size(level) for level in self._levels]
         self.dimensions = sizes[0]
         self.level_dimensions = tuple(sizes)
         self.level_downsamples = tuple((sizes[0][0] / width + sizes[0][1] / height) / 2 for width, height in sizes)
         first = self._levels[0].pages[0]
         self.vendor = "ome-tiff" if self._file.is_ome else "tifffile"
-        self.properties: Mapping[str, str] = _properties(self._file, first)
-        self.associated_images = tuple(s.name or f"series {i}" for i, s in enumerate(self._file.series) if i)
+        self.properties: Mapping[str, str] = _properties(self._file, first, number)
+        self.associated_images = tuple(s.name or f"series {i}" for i, s in enumerate(series) if i != number)
         self.icc_profile = _tag(first, "InterColorProfile")
         self._tiled = [TiledPage(level.pages[0]) if _has_rgb_tiles(level) else None for level in self._levels]
         self._whole: dict[int, Rgb] = {}
@@ -134,8 +137,8 @@ def _has_rgb_tiles(series: Any) -> bool:
     return bool(page.is_tiled and page.planarconfig == 1 and series.axes == "YXS")
 
 
-def _properties(file: Any, page: Any) -> dict[str, str]:
-    """Resolution facts under OpenSlide's names, so that mpp is resolved in one place."""
+def _properties(file: Any, page: Any, series: int) -> dict[str, str]:
+    """Resolution facts of a series and its first page under OpenSlide's names, so that mpp is resolved in one place."""
     found: dict[str, str] = {}
     unit = _tag(page, "ResolutionUnit")
     if unit is not None:
@@ -145,23 +148,27 @@ def _properties(file: Any, page: Any) -> dict[str, str]:
         if value is not None and value[1]:
             found[f"tiff.{name}"] = repr(value[0] / value[1])
     if file.is_ome:
-        found.update(_ome_properties(file.ome_metadata))
+        found.update(_ome_properties(file.ome_metadata, series))
     return found
 
 
-def _ome_properties(xml: str) -> dict[str, str]:
-    """Physical pixel size and objective power of the first image of an OME-XML."""
+def _ome_properties(xml: str, series: int) -> dict[str, str]:
+    """Physical pixel size and objective power of one image of an OME-XML."""
     root = ET.fromstring(xml)
     found: dict[str, str] = {}
-    pixels = root.find(".//{*}Pixels")
+    images = root.findall("{*}Image")
+    image = images[series] if series < len(images) else root
+    pixels = image.find(".//{*}Pixels")
     if pixels is not None:
         for axis in "XY":
             value = pixels.get(f"PhysicalSize{axis}")
             factor = UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
             if value is not None and factor is not None:
                 found[f"ome.PhysicalSize{axis}"] = repr(float(value) * factor)
-    objective = root.find(".//{*}Objective")
-    power = None if objective is None else objective.get("NominalMagnification")
+    used = image.find(".//{*}ObjectiveSettings")
+    objectives = root.findall(".//{*}Objective")
+    named = [each for each in objectives if used is None or each.get("ID") == used.get("ID")]
+    power = named[0].get("NominalMagnification") if named else None
     if power is not None:
         found["openslide.objective-power"] = power
     return found

@@ -58,6 +58,26 @@ def test_ome_pyramid(tmp_path: Path, picture: Picture) -> None:
         assert np.array_equal(copy.thumbnail(100), slide.thumbnail(100))
 
 
+def test_the_largest_image_of_an_ome_is_the_slide(tmp_path: Path, picture: Picture) -> None:
+    """Label and macro may come first, with a resolution and an objective of their own."""
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for name, image, um in (("macro", picture[::7, ::7], 30.0), ("scan", picture, 0.25)):
+            facts = {"Name": name, "PhysicalSizeX": um, "PhysicalSizeY": um}
+            writer.write(image.copy(), metadata={"axes": "YXS", **facts}, photometric="rgb", tile=(256, 256))
+    xml = tifffile.tiffcomment(path)
+    powers = "".join(f'<Objective ID="{i}" NominalMagnification="{power}"/>' for i, power in enumerate(("1", "40")))
+    for i in (0, 1):
+        xml = xml.replace(f'<Pixels ID="Pixels:{i}"', f'<ObjectiveSettings ID="{i}"/><Pixels ID="Pixels:{i}"')
+    start = xml.index("<Image")
+    tifffile.tiffcomment(path, f"{xml[:start]}<Instrument>{powers}</Instrument>{xml[start:]}".encode())
+    with Slide(path) as slide:
+        assert (slide.dimensions, slide.mpp, slide.mpp_source) == ((900, 700), 0.25, "ome")
+        assert slide.properties["openslide.objective-power"] == "40"
+        assert slide.associated_images == ("macro",)
+        assert np.array_equal(slide.read_tile(130, 270, mpp=0.25, tile_px=300), picture[270:570, 130:430])
+
+
 @pytest.mark.parametrize(("unit", "size"), [("nm", 250.0), ("mm", 0.00025)])
 def test_ome_units(tmp_path: Path, picture: Picture, unit: str, size: float) -> None:
     with Slide(write_ome(tmp_path / "a.ome.tif", [picture], unit, size)) as slide:
