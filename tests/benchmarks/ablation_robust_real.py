@@ -43,6 +43,7 @@ ARMS: dict[str, list[str]] = {
     "consistency and relations in the first stage": ["whole", "consistency", "relations"],
     "consistency in the first stage": ["whole", "consistency"],
     "relations in the first stage": ["whole", "relations"],
+    "consistency and relations in the first stage, then pairs": ["whole", "consistency", "relations", "pairs"],
     "+ consistency": ["consistency"],
     "+ registered simulated pairs, weight .3": ["pairs"],
     "+ registered simulated pairs, weight .1": ["pairs", "light"],
@@ -183,12 +184,18 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
         steps = sizes.first_steps // (3 if "gentle" in ARMS[arm] else 2)
         fit(seeded(recipe, seed + 1000, steps), out, name, out / "students" / name)  # of other views
         return
-    if "whole" in ARMS[arm]:  # the flagship recipe's terms from the first step on, at equal steps
-        recipe = configure(recipe, out, ARMS[arm], shared / "originals")
+    parts = ARMS[arm]
+    if "whole" in parts:  # terms of the arm from the first step on, at equal steps
+        terms = [part for part in parts if part != "pairs"]
+        recipe = configure(recipe, out, terms, shared / "originals")
         recipe["model"]["teachers"]["embedded"]["targets"] = str(out / "first_targets")
-        fit(seeded(recipe, seed, sizes.first_steps), out, name, out / "students" / name)
-        return
-    recipe = configure(copy.deepcopy(BEGIN), out, ARMS[arm], shared / "packed")
+        name = f"{slug(terms)}_{seed}"
+        first = out / "students" / name
+        fit(seeded(recipe, seed, sizes.first_steps), out, name, first)
+        if terms == parts:
+            return
+        parts, name = ["pairs"], f"{slug(parts)}_{seed}"
+    recipe = configure(copy.deepcopy(BEGIN), out, parts, shared / "packed")
     recipe["model"]["student"] = {**built.spec, "init": str(first)}
     steps = sizes.steps * (5 if "longer" in ARMS[arm] else 1)
     fit(seeded(recipe, seed, steps), out, name, out / "students" / name)
