@@ -9,6 +9,7 @@ All processes must write to one folder, so several nodes need a file system that
 """
 
 import contextlib
+import io
 import pickle
 import shutil
 import uuid
@@ -88,7 +89,7 @@ def write_shards(tensors: dict[str, Any], facts: dict[str, Any], path: str | Pat
     if process_rank() == 0:  # the others hear of it: one that raises alone lets them wait for ever
         try:
             _commit(path, name, facts)
-        except PathokdError as error:
+        except (PathokdError, OSError) as error:
             trouble = str(error)
     trouble = gather_objects(trouble)[0]
     if trouble is not None:
@@ -104,8 +105,10 @@ def _commit(path: Path, name: str, facts: dict[str, Any]) -> None:
             f"{path / name} lacks {', '.join(missing)}, which another process wrote elsewhere: give --out a folder "
             "that all nodes share."
         )
+    buffer = io.BytesIO()  # torch's own writer hides what the system says of a full disk
+    torch.save({**facts, SHARDS: name}, buffer)
     with atomic_path(path / META) as part:
-        torch.save({**facts, SHARDS: name}, part)
+        part.write_bytes(buffer.getvalue())
     for other in path.iterdir():
         if other.is_dir() and other.name != name:
             shutil.rmtree(other, ignore_errors=True)

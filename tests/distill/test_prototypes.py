@@ -1,5 +1,6 @@
 """Prototype objectives in the module: pairs and weights by hand, what they train, and what is refused."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,19 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(packed: Path, tiny_teac
     before = (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns
     assert fit_prototypes(teacher, Failing(tiles, 0), tmp_path / "cut", spec, workers=0)["cls"].k == 6
     assert (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_no_loss(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """A limit on the size of files gives the same error from the same call as a full disk."""
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write .*tokens-000000\.safetensors: File too large\. Free some"):
+            fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)["cls"].k == SPEC.k
 
 
 def test_prototypes_of_the_same_tiles_in_other_pixels_are_no_answer(

@@ -1,6 +1,7 @@
 """A checkpoint in shards is whole or none; two processes write one, and one process reads it."""
 
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,18 @@ def test_a_full_disk_is_a_sentence(saved: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
     with pytest.raises(StoreError, match=r"Cannot write .*No space left on device\)\. Free some space"):
         write_shards(tensors(2), {"global_step": 2}, saved)
+    assert same(read_whole(saved), 1)
+
+
+def test_a_disk_that_fills_up_at_the_last_file_is_a_sentence(saved: Path) -> None:
+    """A limit on the size of files gives the same error from the same call as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write .*meta\.pt: File too large\. Free some space"):
+            write_shards(tensors(2), {"global_step": 2, "random": torch.zeros(20_000)}, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert same(read_whole(saved), 1)
 
 
