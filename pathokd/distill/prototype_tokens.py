@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,6 +24,8 @@ from pathokd.progress import Bars
 
 SHARD_TILES = 1024
 """Views of tiles in one shard; at most so many are looked at again after a kill."""
+FP16_ROUNDING = 2.0**-11
+"""Most that fp16, in which tokens are stored, takes off a number, as a share of it."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,21 @@ class TokenShards:
     def raw(self, kind: TokenKind) -> Iterator[Tensor]:
         """Tokens of each shard, fp32 (rows, dim)."""
         for number in range(self.shards):
-            yield load_file(self.path(number))[kind].float()
+            yield read_tensor(self.path(number), kind).float()
 
     def statistics(self, kind: TokenKind) -> tuple[Tensor, Tensor, int]:
-        """Mean and standard deviation of each dimension, and the number of tokens."""
+        """Mean and standard deviation of each dimension, and the number of tokens.
+
+        The deviation is no less than what fp16 rounds off the mean: training has tokens that are not rounded, and of a
+        dimension that hardly varies this difference, over no deviation, would outweigh all others.
+        """
         found: Standardizer | None = None
         for tokens in self.raw(kind):
             found = found or Standardizer(tokens.shape[1])
             found.update(tokens)
         if found is None:
             raise StoreError(f"{self.folder} holds no tokens: start again with --overwrite.")
-        return found.mean, found.std, int(found.count)
+        return found.mean, found.std.maximum(found.mean.abs() * FP16_ROUNDING), int(found.count)
 
     def units(self, kind: TokenKind, mean: Tensor, std: Tensor) -> Iterator[Tensor]:
         """Standardised unit tokens of each shard, on the device of `mean`."""
@@ -169,6 +176,22 @@ def _write(tokens: dict[str, Tensor], path: Path) -> None:
         )
     with atomic_path(path) as part:
         save_file(tokens, part)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file of an unfinished run.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found: Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}), and the unfinished run cannot go on: start again with --overwrite."
+        ) from error
+    return found
 
 
 def check_loading(batch_size: int, workers: int) -> None:
