@@ -153,16 +153,28 @@ def read_whole(path: str | Path) -> dict[str, Any]:
     """
     facts = read_facts(path)
     folder = Path(path) / facts[SHARDS]
-    stored = {
+    state: dict[str, Tensor] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in _model_entries(folder).items()
+    }
+    _load({MODEL: state}, folder, alone=True)
+    return {**facts, MODEL: state}
+
+
+def model_shapes(path: str | Path) -> dict[str, torch.Size]:
+    """The shape of each tensor of the model's `state_dict`; nothing is read but the index.
+
+    Raises:
+        WeightsError: the index is missing or damaged.
+    """
+    return {name: entry.size for name, entry in _model_entries(Path(path) / read_facts(path)[SHARDS]).items()}
+
+
+def _model_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    return {
         name.removeprefix(f"{MODEL}."): entry
         for name, entry in _index(folder).state_dict_metadata.items()
         if name.startswith(f"{MODEL}.") and isinstance(entry, TensorStorageMetadata)
     }
-    state: dict[str, Tensor] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()
-    }
-    _load({MODEL: state}, folder, alone=True)
-    return {**facts, MODEL: state}
 
 
 def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:

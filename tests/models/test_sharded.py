@@ -18,6 +18,7 @@ from pathokd.models.sharded import (
     META,
     is_checkpoint,
     is_sharded,
+    model_shapes,
     read_facts,
     read_shards,
     read_whole,
@@ -53,6 +54,7 @@ def test_what_is_written_is_read(saved: Path) -> None:
     read_shards(into, saved)
     assert same({**into, "global_step": 1}, 1)
     assert into["optimizers"]["0"]["net.weight"]["step"] == 1
+    assert model_shapes(saved) == {"net.weight": (2, 3), "net.half": (3,)}
 
 
 def test_the_next_one_takes_its_place_and_sweeps(saved: Path) -> None:
