@@ -17,6 +17,7 @@ from pathokd.data.samplers import epoch_order
 from pathokd.data.views import CLEAN, Geometry, Views
 from pathokd.errors import StoreError
 from pathokd.files import atomic_path
+from pathokd.models.codec import FP16_ROUNDING
 from pathokd.models.prototype_head import TokenKind, standard_unit
 from pathokd.models.standardize import Standardizer
 from pathokd.models.teacher import Teacher
@@ -24,8 +25,6 @@ from pathokd.progress import Bars
 
 SHARD_TILES = 1024
 """Views of tiles in one shard; at most so many are looked at again after a kill."""
-FP16_ROUNDING = 2.0**-11
-"""Most that fp16, in which tokens are stored, takes off a number, as a share of it."""
 
 
 @dataclass(frozen=True)
