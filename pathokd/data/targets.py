@@ -87,7 +87,13 @@ class StoredArray(NamedTuple):
 
 
 def layout(spec: TargetSpec, embed_dim: int, teacher_grid: tuple[int, int]) -> dict[str, StoredArray]:
-    """What is stored for one tile, by array name."""
+    """What is stored for one tile, by array name.
+
+    Raises:
+        ValueError: a spec that does not fit the teacher.
+    """
+    if spec.pca is not None and spec.pca > embed_dim:
+        raise ValueError(f"pca must be at most {embed_dim}, the width of this teacher's tokens, got {spec.pca}.")
     dtype = {"fp32": "<f4", "fp16": "<f2", "int8": "|i1"}[spec.dtype]
     arrays = {"cls": StoredArray((embed_dim,), dtype)}
     if spec.dtype == "int8":

@@ -39,7 +39,7 @@ class TokenSpec:
         seed: of tiles, crops and places.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or a scale that is no share.
     """
 
     views: int = 1
@@ -56,6 +56,7 @@ class TokenSpec:
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
+        Geometry(scale=self.scale)  # refuses what is no share of a tile, before a folder and a header are made
 
     def draws(self, tiles: int) -> list[Draw]:
         """Every visit to a tile, in order: all tiles once, then once more."""

@@ -411,4 +411,6 @@ def test_wrong_heads_are_one_sentence(head: Path, packed: Path, tiny_teacher: Pa
         fit_prototypes(
             build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed), tmp_path / "few", PrototypeSpec(100)
         )
+    with pytest.raises(ValueError, match=r"scale must be a range within \(0, 1\]"):
+        TokenSpec(scale=(0.3, 2.0))
     assert TokenShards(tmp_path, 1).path(0).name == "tokens-000000.safetensors"

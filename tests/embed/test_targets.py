@@ -272,6 +272,16 @@ def test_targets_of_another_slide_of_the_same_name_are_refused(
         store.check_tiles(other)
 
 
+def test_more_directions_than_dimensions_are_refused_before_the_teacher_runs(
+    teacher: Teacher, packed: Path, tmp_path: Path
+) -> None:
+    source = Fails(packed)
+    with pytest.raises(ValueError, match="pca must be at most 24, the width of this teacher's tokens, got 25"):
+        write_targets(teacher, source, tmp_path / "t", TargetSpec("patches", pca=25))
+    assert source.count == 0
+    assert not (tmp_path / "t").exists()
+
+
 def test_a_bf16_teacher_is_another_one(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
     source = PackedTiles(packed)
     store = write_targets(build_teacher(TeacherSpec(str(tiny_teacher), "bf16")), source, tmp_path / "t", TargetSpec())
