@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 from pathokd._version import __version__
 from pathokd.errors import StoreError
@@ -21,7 +23,7 @@ Header = dict[str, Any]
 
 
 _UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
 )  # fmt: skip
 
@@ -47,17 +49,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        number = _system_error(error)
         # Only troubles of *this* write become a StoreError; an unreadable input keeps its own error.
-        if error.errno in _UNWRITABLE:
+        if number in _UNWRITABLE:
             raise StoreError(
-                f"Cannot write {target}: {error.strerror}. Free some space or choose another output folder; "
+                f"Cannot write {target}: {os.strerror(number)}. Free some space or choose another output folder; "
                 "nothing half-written was left behind."
             ) from error
         raise
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             part.unlink()
+
+
+def _system_error(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error; safetensors, whose errors are no OSError, has it in words only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -45,8 +45,11 @@ class OneSentence(ArgumentParser):
 def sentence(text: str) -> str:
     """A message of jsonargparse without its tree of attempts: the key, and each different thing that is wrong with it.
 
-    A value that may be of several types is refused once by each, often in the same words; other text stays as it is.
+    A value that may be of several types is refused once by each, often in the same words. What torch tells of an error
+    in a process that reads tiles is the error again, without the traceback; other text stays as it is.
     """
+    if told := re.match(r"Caught (\w+) in DataLoader worker process", text):
+        text = re.split(rf"^(?:\w+\.)*{told[1]}: ", text, flags=re.MULTILINE)[-1]
     if not re.search(r'Parser key "|Does not validate against any of the Union subtypes', text):
         return text.strip()
     keys: list[str] = []

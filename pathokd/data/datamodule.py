@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import FrameType
@@ -19,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from pathokd.data.batch import Draw, TileBatch, TileSource
 from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
-from pathokd.data.targets import TargetStore
+from pathokd.data.targets import TargetStore, tile_identity
 from pathokd.data.views import Geometry, Views, orientation
 from pathokd.data.wsi import open_tiles
 from pathokd.errors import ManifestError
+from pathokd.files import fingerprint
 from pathokd.types import IntArray, Rgb
 
 PATIENT_COLUMNS = ("patient_id", "patient", "case_id", "case", "slide_id")
@@ -168,6 +170,8 @@ class ResumableLoader(DataLoader[TileBatch]):
     """
 
     batch_sampler: ResumableBatchSampler
+    tiles = ""
+    """Which tiles the sampler draws from, for a resumed run to compare."""
     waited_s = 0.0
 
     def __iter__(self) -> Iterator[TileBatch]:  # type: ignore[override]
@@ -180,12 +184,22 @@ class ResumableLoader(DataLoader[TileBatch]):
             started = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Position of the sampler."""
-        return self.batch_sampler.state_dict()
+        """Position of the sampler, and in which tiles."""
+        return {**self.batch_sampler.state_dict(), "tiles": self.tiles}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved position."""
-        self.batch_sampler.load_state_dict(state)
+        """Go back to a saved position.
+
+        Raises:
+            ValueError: it is one in other tiles, or in another order of them.
+        """
+        order = {name: value for name, value in state.items() if name != "tiles"}
+        self.batch_sampler.load_state_dict(order)
+        if state.get("tiles", self.tiles) != self.tiles:  # early checkpoints do not say
+            raise ValueError(
+                "Cannot resume: the checkpoint was written by a training on other tiles, or the same in another order, "
+                "split or quality; resume with the same data settings, or start a new run with another --out."
+            )
 
 
 class TileDataModule(L.LightningDataModule):
@@ -299,11 +313,13 @@ class TileDataModule(L.LightningDataModule):
                 f"{len(self.train_rows)} training tiles fill no batch of {self.batch_size} on {world} process(es): "
                 "add slides or lower data.batch_size."
             )
-        return ResumableLoader(
+        loader = ResumableLoader(
             ViewDataset(source, self.train_rows, self.views, self.targets, registered),
             batch_sampler=sampler,
             **self._options(),
         )
+        loader.tiles = fingerprint([tile_identity(source), zlib.crc32(self.train_rows.astype("<i8").tobytes())])
+        return loader
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, clean, in order, and unturned unless stored targets are of a turned view.

@@ -87,7 +87,13 @@ class StoredArray(NamedTuple):
 
 
 def layout(spec: TargetSpec, embed_dim: int, teacher_grid: tuple[int, int]) -> dict[str, StoredArray]:
-    """What is stored for one tile, by array name."""
+    """What is stored for one tile, by array name.
+
+    Raises:
+        ValueError: a spec that does not fit the teacher.
+    """
+    if spec.pca is not None and spec.pca > embed_dim:
+        raise ValueError(f"pca must be at most {embed_dim}, the width of this teacher's tokens, got {spec.pca}.")
     dtype = {"fp32": "<f4", "fp16": "<f2", "int8": "|i1"}[spec.dtype]
     arrays = {"cls": StoredArray((embed_dim,), dtype)}
     if spec.dtype == "int8":
@@ -130,10 +136,16 @@ def slide_marks(source: TileSource) -> dict[str, str | None]:
     return {name: file_mark(path) for name, path in zip(slides["slide_id"], slides["path"], strict=True)}
 
 
-def check_slides(found: Header, slides: Mapping[str, str | None], where: Path) -> None:
-    """Refuse the targets of slides of the same names and tiles with other pixels, such as the same in another stain.
+def check_slides(found: Header, slides: Mapping[str, str | None], what: str, verb: str) -> None:
+    """Refuse what was made of slides of the same names and tiles with other pixels, such as the same in another stain.
 
-    A slide out of reach cannot be compared, nor can early targets, which do not say what is in their slides.
+    A slide out of reach cannot be compared, nor can early files, which do not say what is in their slides.
+
+    Args:
+        found: header of the file.
+        slides: `slide_marks` here.
+        what: the file, for the message.
+        verb: of `pathokd` that makes it.
 
     Raises:
         StoreError: names the first such slide.
@@ -142,8 +154,8 @@ def check_slides(found: Header, slides: Mapping[str, str | None], where: Path) -
     for name, mark in slides.items():
         if None not in (known.get(name), mark) and known[name] != mark:
             raise StoreError(
-                f"The targets in {where} were computed on another slide {name}, of the same name and tiles: take the "
-                "tiles they were computed on, choose another folder, or run `pathokd cache` with --overwrite."
+                f"{what} were computed on another slide {name}, of the same name and tiles: take the tiles they were "
+                f"computed on, choose another folder, or run `pathokd {verb}` with --overwrite."
             )
 
 
@@ -206,7 +218,7 @@ class TargetStore:
                 f"{self.header['facts']['source']}, and the {len(source)} of this run are not the same ones, in the "
                 "same order and quality. Give data.tiles the folder they were computed on, or run `pathokd cache`."
             )
-        check_slides(self.header, slide_marks(source), self.folder)
+        check_slides(self.header, slide_marks(source), f"The targets in {self.folder}", "cache")
 
     def check_geometry(self, geometry: Geometry) -> None:
         """Refuse views whose geometry is not that of the targets.

@@ -13,7 +13,7 @@ from pathokd.distill.objective import Objective, Tokens
 from pathokd.errors import StoreError
 from pathokd.losses import PrototypeLoss
 from pathokd.models.cards import ModelCard
-from pathokd.models.codec import TokenCodec
+from pathokd.models.codec import FP16_ROUNDING, TokenCodec
 from pathokd.models.features import Features
 from pathokd.models.standardize import Standardizer
 from pathokd.models.teacher import Teacher, TeacherSpec, build_teacher
@@ -86,6 +86,9 @@ class CachedTeacher(nn.Module):
     def standardizer(self, tokens: Tokens) -> Standardizer:
         """Standardisation by the statistics of all stored targets."""
         mean, std = self._stored[f"{tokens}.target_mean"], self._stored[f"{tokens}.target_std"]
+        if self.codecs[tokens].dtype == "fp16" and self.codecs[tokens].mean is None:
+            # What fp16 rounds off a dimension that hardly varies would outweigh all others, over its deviation.
+            std = torch.where(std > 0, std.maximum(mean.abs() * FP16_ROUNDING), std)
         # A dimension that never varies has nothing to be divided by; what is left of it is 0.
         return Standardizer(self.embed_dim, mean=mean, std=torch.where(std > 0, std, torch.ones_like(std)))
 

@@ -1,9 +1,10 @@
 """Callbacks: stop at the first non-finite loss, say how it goes without a terminal, keep the last state whole."""
 
+import contextlib
 import pickle
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from pathokd.errors import TrainingError
 from pathokd.files import atomic_path
 from pathokd.models.sharded import is_sharded, read_whole
-from pathokd.processes import process_rank, world_size
+from pathokd.processes import largest_of_processes, process_rank, world_size
 from pathokd.progress import PLAIN_INTERVAL_S
 
 
@@ -44,8 +45,22 @@ class FiniteGuard(Callback):
             self.check()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before anything is written."""
+        """Look before anything is written, at the weights too: a gradient may break them though its loss is finite.
+
+        Raises:
+            TrainingError: as `check`, or a weight is not finite.
+        """
         self.check()
+        mine = {
+            name: getattr(weight, "to_local", lambda w=weight: w)() for name, weight in pl_module.named_parameters()
+        }
+        fine = torch.stack([weight.isfinite().all() for weight in mine.values()]).tolist()
+        if largest_of_processes(int(not all(fine)), pl_module.device):  # of a sharded student perhaps another's part
+            where = "" if all(fine) else f" ({list(mine)[fine.index(False)]} is the first that is not)"
+            raise TrainingError(
+                f"The weights are not finite before step {trainer.global_step}{where}, though the losses were: a "
+                "gradient was not. Lower model.optim.lr, or train in fp32; the last checkpoint is from before that."
+            )
 
     def check(self) -> None:
         """Look at the pending losses.
@@ -261,6 +276,20 @@ class BestCheckpoint(ModelCheckpoint):
         )
 
 
+@contextlib.contextmanager
+def damage_named(path: Any) -> Iterator[None]:
+    """Turn what torch says of a file that is no checkpoint, or half of one, into a TrainingError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): copy it again, or name another by "
+            "--ckpt_path."
+        ) from error
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: a kill leaves the old one, never half of the new."""
 
@@ -277,12 +306,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if is_sharded(path):
             return read_whole(path)
-        try:
+        with damage_named(path):
             return super().load_checkpoint(path, *args, **kwargs)
-        except FileNotFoundError:
-            raise
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise TrainingError(
-                f"{path} cannot be read as a checkpoint ({type(error).__name__}): copy it again, or name another by "
-                "--ckpt_path."
-            ) from error

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from pathokd.data.batch import Draw, TileSource
 from pathokd.data.datamodule import ViewDataset, collate
 from pathokd.data.places import RegisteredSpec, registered_tiles
-from pathokd.data.targets import tile_identity
+from pathokd.data.targets import check_slides, slide_marks, tile_identity
 from pathokd.data.views import CLEAN, Geometry, Views
 from pathokd.distill.prototype_fit import teacher_settings
 from pathokd.distill.prototype_tokens import check_loading
@@ -144,7 +144,7 @@ def fit_denoiser(
 
     Raises:
         ManifestError: no registered tiles, or none that differ between conditions.
-        StoreError: the file was made by other settings.
+        StoreError: the file was made by other settings, or of other slides.
         ValueError: no tile to a batch, or a negative number of processes.
     """
     check_loading(batch_size, workers)
@@ -152,6 +152,7 @@ def fit_denoiser(
     if Path(out).is_file() and not overwrite:
         found, _ = read_denoiser(out)
         check_header(found, header, out)
+        check_slides(found, header.get("slides", {}), f"The directions in {out}", "denoise")
         results: dict[str, dict[str, Any]] = found["results"]
         return results
     moments = {kind: PlaceMoments(teacher.embed_dim) for kind in KINDS}
@@ -184,7 +185,8 @@ def _header(teacher: Teacher, source: TileSource, spec: DenoiseSpec) -> dict[str
     settings = {**teacher_settings(teacher), "tiles": tile_identity(source), **asdict(spec)}
     if spec.registered.reference is None:  # files of before it was there stay valid
         del settings["registered"]["reference"]
-    return make_header(SCHEMA, json.loads(json.dumps(settings)))
+    header = make_header(SCHEMA, json.loads(json.dumps(settings)))
+    return {**header, "slides": slides} if (slides := slide_marks(source)) else header
 
 
 def _places(source: TileSource, spec: DenoiseSpec, batch_size: int) -> list[list[list[int]]]:

@@ -438,7 +438,8 @@ class DistillationModule(L.LightningModule):
                     f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
                     "head."
                 )
-        check_shapes(self, checkpoint.get("state_dict"))
+        if "state_dict" in checkpoint:  # of one in shards the strategy has compared and read the weights
+            check_shapes(self.state_dict(), {name: value.shape for name, value in checkpoint["state_dict"].items()})
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
         processes = saved.get("processes", 1)

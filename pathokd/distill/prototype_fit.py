@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pathokd.data.batch import TileSource
-from pathokd.data.targets import tile_identity
-from pathokd.distill.prototype_tokens import TokenShards, TokenSpec, check_loading, extract_tokens
+from pathokd.data.targets import check_slides, slide_marks, tile_identity
+from pathokd.distill.prototype_tokens import TokenShards, TokenSpec, check_loading, extract_tokens, read_tensor
 from pathokd.errors import ManifestError
 from pathokd.files import Header, atomic_path, check_header, make_header, write_json
 from pathokd.losses.assignment import balanced_centres
@@ -107,7 +107,7 @@ def fit_prototypes(
         A summary for `cls` and `patches`.
 
     Raises:
-        StoreError: the folder holds prototypes made another way.
+        StoreError: the folder holds prototypes made another way, or a damaged file of an unfinished run.
         ManifestError: too few tokens for so many prototypes.
         ValueError: no tile to a batch, or a negative number of processes.
     """
@@ -116,14 +116,16 @@ def fit_prototypes(
     work = folder / "tokens"
     if overwrite:
         _check_size(teacher, len(source), spec)  # before anything is lost
-        shutil.rmtree(work, ignore_errors=True)
+        _clear(work)
         (folder / FILE_NAME).unlink(missing_ok=True)
     if (folder / FILE_NAME).is_file():
         found = read_header(folder)
-        check_header(found, header, folder / FILE_NAME)
+        _check_made(found, header, folder / FILE_NAME)
+        if (work / "header.json").is_file():  # killed at the very end
+            _clear(work)
         return {kind: Summary(**found["results"][kind]) for kind in KINDS}
     if (work / "header.json").is_file():
-        check_header(json.loads((work / "header.json").read_text(encoding="utf-8")), header, work)
+        _check_made(json.loads((work / "header.json").read_text(encoding="utf-8")), header, work)
     _check_size(teacher, len(source), spec)
     write_json(work / "header.json", header)
     device = torch.device("cpu") if teacher.device.type == "mps" else teacher.device
@@ -133,7 +135,7 @@ def fit_prototypes(
         for kind in KINDS:
             heads[kind], results[kind] = _head(shards, kind, spec, device, bars)
     write_heads(folder, heads, {**header, "results": {kind: result._asdict() for kind, result in results.items()}})
-    shutil.rmtree(work)
+    _clear(work)
     return {str(kind): result for kind, result in results.items()}
 
 
@@ -144,7 +146,20 @@ def _header(teacher: Teacher, source: TileSource, spec: PrototypeSpec) -> Header
         "tiles": tile_identity(source),
         **asdict(spec),
     }
-    return make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
+    header = make_header(SCHEMA, json.loads(json.dumps(settings)))  # tuples become lists, as they will be read back
+    return {**header, "slides": slides} if (slides := slide_marks(source)) else header
+
+
+def _check_made(found: Header, wanted: Header, where: Path) -> None:
+    check_header(found, wanted, where)
+    check_slides(found, wanted.get("slides", {}), f"The prototypes in {where}", "prototypes")
+
+
+def _clear(work: Path) -> None:
+    """Remove the tokens; their header last, so that after a kill no run takes what is left for its own."""
+    for path in work.glob("*.safetensors"):
+        path.unlink()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
@@ -212,9 +227,8 @@ def _kmeans(
     """Centroids, and the steps they took; each step is stored, so that a resumed run takes the same ones."""
     k, stream = spec.count(kind), [spec.tokens.seed, KINDS.index(kind)]
     if state.is_file():
-        saved = load_file(state)
-        centroids = saved["centroids"].to(next(iter(blocks())).device)
-        gaps = saved["gaps"].tolist()
+        centroids = read_tensor(state, "centroids").to(next(iter(blocks())).device)
+        gaps = read_tensor(state, "gaps").tolist()
     else:
         rng = np.random.default_rng(stream)
         centroids, gaps = seed_centroids(_sample(blocks, n, max(SEEDING_TOKENS, 4 * k), rng), k, rng), []

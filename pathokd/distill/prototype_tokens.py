@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,7 @@ from pathokd.data.samplers import epoch_order
 from pathokd.data.views import CLEAN, Geometry, Views
 from pathokd.errors import StoreError
 from pathokd.files import atomic_path
+from pathokd.models.codec import FP16_ROUNDING
 from pathokd.models.prototype_head import TokenKind, standard_unit
 from pathokd.models.standardize import Standardizer
 from pathokd.models.teacher import Teacher
@@ -37,7 +39,7 @@ class TokenSpec:
         seed: of tiles, crops and places.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, or a scale that is no share.
     """
 
     views: int = 1
@@ -54,6 +56,7 @@ class TokenSpec:
             )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
+        Geometry(scale=self.scale)  # refuses what is no share of a tile, before a folder and a header are made
 
     def draws(self, tiles: int) -> list[Draw]:
         """Every visit to a tile, in order: all tiles once, then once more."""
@@ -79,17 +82,21 @@ class TokenShards:
     def raw(self, kind: TokenKind) -> Iterator[Tensor]:
         """Tokens of each shard, fp32 (rows, dim)."""
         for number in range(self.shards):
-            yield load_file(self.path(number))[kind].float()
+            yield read_tensor(self.path(number), kind).float()
 
     def statistics(self, kind: TokenKind) -> tuple[Tensor, Tensor, int]:
-        """Mean and standard deviation of each dimension, and the number of tokens."""
+        """Mean and standard deviation of each dimension, and the number of tokens.
+
+        The deviation is no less than what fp16 rounds off the mean: training has tokens that are not rounded, and of a
+        dimension that hardly varies this difference, over no deviation, would outweigh all others.
+        """
         found: Standardizer | None = None
         for tokens in self.raw(kind):
             found = found or Standardizer(tokens.shape[1])
             found.update(tokens)
         if found is None:
             raise StoreError(f"{self.folder} holds no tokens: start again with --overwrite.")
-        return found.mean, found.std, int(found.count)
+        return found.mean, found.std.maximum(found.mean.abs() * FP16_ROUNDING), int(found.count)
 
     def units(self, kind: TokenKind, mean: Tensor, std: Tensor) -> Iterator[Tensor]:
         """Standardised unit tokens of each shard, on the device of `mean`."""
@@ -169,6 +176,22 @@ def _write(tokens: dict[str, Tensor], path: Path) -> None:
         )
     with atomic_path(path) as part:
         save_file(tokens, part)
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a file of an unfinished run.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            found: Tensor = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}), and the unfinished run cannot go on: start again with --overwrite."
+        ) from error
+    return found
 
 
 def check_loading(batch_size: int, workers: int) -> None:

@@ -1,10 +1,10 @@
 """What a checkpoint says of the teachers it was trained under, and whether a run may go on from it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pathokd.distill.cached import CachedTeacher
 from pathokd.errors import TrainingError
@@ -67,22 +67,27 @@ def check_teacher(
             f"Teacher {key!r} has other weights than when this checkpoint was written ({spec.weights}): resume with "
             "the same teacher."
         )
+    for name in ("mean", "std"):
+        had, has = tuple(saved["card"][name]), getattr(teacher.card, name)
+        if had != has:
+            raise TrainingError(
+                f"Teacher {key!r} saw tiles with {name} {had} when this checkpoint was written, and sees them with "
+                f"{has} now: resume with the same model.teachers.{key}, its card and its {name}."
+            )
 
 
-def check_shapes(module: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
+def check_shapes(state: Mapping[str, Tensor], saved: Mapping[str, Sequence[int]]) -> None:
     """Refuse weights of other networks than the run has.
 
     Args:
-        module: built.
-        saved: state in the checkpoint; None where the strategy has read it.
+        state: of the module, built.
+        saved: the shape of each weight in the checkpoint.
 
     Raises:
         TrainingError: names the first weight that differs.
     """
-    if saved is None:
-        return
-    mine = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in saved.items()}
+    mine = {name: tuple(value.shape) for name, value in state.items()}
+    theirs = {name: tuple(shape) for name, shape in saved.items()}
     differs = next((name for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)), None)
     if differs is not None:
         there, here = theirs.get(differs, "not in it"), mine.get(differs, "none")

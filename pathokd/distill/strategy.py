@@ -10,10 +10,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
+from pathokd.distill.callbacks import damage_named
 from pathokd.distill.network import ProjectedStudent
+from pathokd.distill.provenance import check_shapes
 from pathokd.errors import TrainingError
 from pathokd.models.encoder import Encoder
-from pathokd.models.sharded import MODEL, SHARDS, is_sharded, read_facts, read_shards, write_shards
+from pathokd.models.sharded import MODEL, SHARDS, is_sharded, model_shapes, read_facts, read_shards, write_shards
 
 _OPTIMIZERS, _GROUPS = "optimizers", "optimizer_groups"
 
@@ -55,10 +57,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
         write_shards(tensors, checkpoint, self.broadcast(str(filepath)))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read either form; of shards each process its own parts."""
-        path = Path(self.broadcast(str(checkpoint_path)))
-        if not is_sharded(path):
-            return super().load_checkpoint(path, weights_only)
+        """Read either form; of shards each process its own parts.
+
+        Raises:
+            TrainingError: damaged, or of other networks; reading by itself leaves out what the run does not have.
+            WeightsError: a shard is missing or damaged.
+        """
         from torch.distributed.checkpoint.state_dict import (
             get_model_state_dict,
             get_optimizer_state_dict,
@@ -66,10 +70,17 @@ class FullyShardedStrategy(ModelParallelStrategy):
             set_optimizer_state_dict,
         )
 
-        module, facts = self.model, read_facts(path)
+        path, module = Path(self.broadcast(str(checkpoint_path))), self.model
         if module is None:
             raise RuntimeError("The strategy holds no model yet.")
-        state = get_model_state_dict(module)
+        state: dict[str, Any] = get_model_state_dict(module)
+        if not is_sharded(path):
+            with damage_named(path):
+                stored = torch.load(path, mmap=True, map_location="cpu", weights_only=True).get("state_dict", {})
+            check_shapes(state, {name: value.shape for name, value in stored.items()})
+            return super().load_checkpoint(path, weights_only)
+        check_shapes(state, model_shapes(path))
+        facts = read_facts(path)
         read_shards({MODEL: state}, path)
         set_model_state_dict(module, state)
         for number, (optimizer, groups) in enumerate(zip(self.optimizers, facts.get(_GROUPS, []), strict=False)):

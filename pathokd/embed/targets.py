@@ -87,7 +87,7 @@ def write_targets(
     if (out / HEADER_NAME).is_file():
         store = TargetStore(out)
         check_header(store.header, job.header, out / HEADER_NAME)
-        check_slides(store.header, job.header.get("slides", {}), out)
+        check_slides(store.header, job.header.get("slides", {}), f"The targets in {out}", "cache")
         _check(job, _codecs(spec.dtype, store.codec()), store)
         shutil.rmtree(out / PARTS, ignore_errors=True)
         return store
@@ -96,8 +96,9 @@ def write_targets(
         with _damage_named(parts / HEADER_NAME):
             found = json.loads((parts / HEADER_NAME).read_text(encoding="utf-8"))
         check_header(found, job.header, parts / HEADER_NAME)
-        check_slides(found, job.header.get("slides", {}), out)
+        check_slides(found, job.header.get("slides", {}), f"The targets in {out}", "cache")
     else:
+        shutil.rmtree(parts, ignore_errors=True)  # what an --overwrite that was killed has left is of other settings
         _check_room(out, job)
         write_json(parts / HEADER_NAME, job.header)
     with Bars() as bars:

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -254,12 +255,12 @@ def _staged(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(old)
         part.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if old.exists() and not target.exists():
             old.rename(target)
         raise StoreError(
-            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another output folder; "
-            "nothing half-written was left behind."
+            f"Cannot write {target}: {getattr(error, 'strerror', None) or error}. Free some space or choose another "
+            "output folder; nothing half-written was left behind."
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

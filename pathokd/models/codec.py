@@ -11,6 +11,8 @@ from pathokd.models.device import double
 StoredDtype = Literal["fp32", "fp16", "int8"]
 
 _LEVELS = 127
+FP16_ROUNDING = 2.0**-11
+"""Most that fp16 takes off a number, as a share of it."""
 NO_VARIANCE = 1e-12
 """A principal direction with less than this share of the largest variance counts as one that does not vary."""
 

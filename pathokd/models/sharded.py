@@ -9,6 +9,7 @@ All processes must write to one folder, so several nodes need a file system that
 """
 
 import contextlib
+import io
 import pickle
 import shutil
 import uuid
@@ -88,7 +89,7 @@ def write_shards(tensors: dict[str, Any], facts: dict[str, Any], path: str | Pat
     if process_rank() == 0:  # the others hear of it: one that raises alone lets them wait for ever
         try:
             _commit(path, name, facts)
-        except PathokdError as error:
+        except (PathokdError, OSError) as error:
             trouble = str(error)
     trouble = gather_objects(trouble)[0]
     if trouble is not None:
@@ -104,8 +105,10 @@ def _commit(path: Path, name: str, facts: dict[str, Any]) -> None:
             f"{path / name} lacks {', '.join(missing)}, which another process wrote elsewhere: give --out a folder "
             "that all nodes share."
         )
+    buffer = io.BytesIO()  # torch's own writer hides what the system says of a full disk
+    torch.save({**facts, SHARDS: name}, buffer)
     with atomic_path(path / META) as part:
-        torch.save({**facts, SHARDS: name}, part)
+        part.write_bytes(buffer.getvalue())
     for other in path.iterdir():
         if other.is_dir() and other.name != name:
             shutil.rmtree(other, ignore_errors=True)
@@ -150,16 +153,28 @@ def read_whole(path: str | Path) -> dict[str, Any]:
     """
     facts = read_facts(path)
     folder = Path(path) / facts[SHARDS]
-    stored = {
+    state: dict[str, Tensor] = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in _model_entries(folder).items()
+    }
+    _load({MODEL: state}, folder, alone=True)
+    return {**facts, MODEL: state}
+
+
+def model_shapes(path: str | Path) -> dict[str, torch.Size]:
+    """The shape of each tensor of the model's `state_dict`; nothing is read but the index.
+
+    Raises:
+        WeightsError: the index is missing or damaged.
+    """
+    return {name: entry.size for name, entry in _model_entries(Path(path) / read_facts(path)[SHARDS]).items()}
+
+
+def _model_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
+    return {
         name.removeprefix(f"{MODEL}."): entry
         for name, entry in _index(folder).state_dict_metadata.items()
         if name.startswith(f"{MODEL}.") and isinstance(entry, TensorStorageMetadata)
     }
-    state: dict[str, Tensor] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in stored.items()
-    }
-    _load({MODEL: state}, folder, alone=True)
-    return {**facts, MODEL: state}
 
 
 def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:

@@ -1,7 +1,9 @@
 """The verb, twice, and its sentences."""
 
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pathokd.cli.main import main
@@ -37,3 +39,19 @@ def test_prototypes_are_made_once(
     assert main([*words[:-4], "--k", "999", "--workers", "0", "--overwrite"]) == 1
     assert "too few for 999 prototypes" in capsys.readouterr().err
     assert read_header(tmp_path / "head")["settings"] == settings  # what was there is kept
+
+
+def test_a_tile_that_a_worker_cannot_read_is_one_sentence(
+    packed: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(packed, tmp_path / "damaged")
+    tile = pd.read_parquet(packed / "index.parquet").iloc[5]
+    with open(tmp_path / "damaged" / tile["shard"], "r+b") as shard:
+        shard.seek(tile["offset"])
+        shard.write(bytes(int(tile["size"])))
+    words = ["prototypes", str(tiny_teacher), str(tmp_path / "damaged"), "--out", str(tmp_path / "head"), "--k", "8"]
+    assert main([*words, "--workers", "1", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"pathokd prototypes: Tile {tile['key']} of ")
+    assert error.endswith("is no readable image: the shard is damaged, run `pathokd pack --overwrite`.")
+    assert len(error.splitlines()) == 1

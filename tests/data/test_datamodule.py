@@ -12,6 +12,7 @@ import torch
 
 from pathokd.augment import ScannerJitter, ScannerSwap, StainSwap, StudentView
 from pathokd.data.datamodule import TileDataModule, split_rows
+from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.views import Geometry
 from pathokd.errors import ManifestError
 
@@ -154,6 +155,22 @@ def test_loader_state_counts_batches_handed_out_not_read_ahead(packed: Path) -> 
     resumed = module(packed, workers=2).train_dataloader()
     resumed.load_state_dict({**loader.state_dict(), "done": 1})
     assert [batch["key"] for batch, _ in zip(resumed, range(2), strict=False)] == first
+
+
+def test_a_position_in_other_tiles_is_refused(packed: Path, tmp_path: Path) -> None:
+    """As many, of the same names and places; packed otherwise they are the same ones."""
+    state = module(packed).train_dataloader().state_dict()
+    for name, spec in (("shards", PackSpec(shard_tiles=7)), ("coarse", PackSpec(quality=50))):
+        pack_tiles(packed.parent / "manifest.parquet", tmp_path / name, spec, workers=1)
+    module(tmp_path / "shards").train_dataloader().load_state_dict(state)
+    with pytest.raises(ValueError, match="written by a training on other tiles"):
+        module(tmp_path / "coarse").train_dataloader().load_state_dict(state)
+    other = module(packed)
+    other.train_rows, other.val_rows = np.sort(np.r_[other.train_rows[16:], other.val_rows]), other.train_rows[:16]
+    with pytest.raises(ValueError, match="written by a training on other tiles"):
+        other.train_dataloader().load_state_dict(state)
+    early = {key: value for key, value in state.items() if key != "tiles"}
+    module(packed).train_dataloader().load_state_dict(early)
 
 
 @pytest.mark.parametrize("augment", [StudentView(1.0), ScannerJitter(), ScannerSwap(), StainSwap()])

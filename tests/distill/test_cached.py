@@ -159,6 +159,23 @@ def test_standardisation_is_that_of_all_stored_targets(
     assert all(torch.equal(before[name], value) for name, value in cached.statistics.state_dict().items())
 
 
+def test_a_dimension_that_hardly_varies_does_not_outweigh_the_others(
+    packed: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """A teacher says 0.1 of every tile, off by 1e-7, and fp16 rounds that by 2.4e-5."""
+    teacher = build_teacher(TeacherSpec(str(tiny_teacher)))
+    with torch.no_grad():
+        teacher.encoder.model.norm.weight[3], teacher.encoder.model.norm.bias[3] = 1e-7, 0.1
+    store = write_targets(teacher, PackedTiles(packed), tmp_path / "t", TargetSpec("cls", dtype="fp16"))
+    cached = CachedTeacher(store)
+    rows = torch.from_numpy(np.stack([store.read(row)["cls"] for row in range(len(store))]))
+    scaled = cached.standardizer("cls")(cached({"cls": rows}).cls)
+    assert 0 < float(store.codec()["cls.target_std"][3]) < 1e-6
+    assert float(scaled[:, 3].abs().max()) < 1
+    others = [dim for dim in range(scaled.shape[1]) if dim != 3]
+    torch.testing.assert_close(scaled[:, others].std(0), torch.ones(len(others)), rtol=1e-2, atol=0)
+
+
 def test_averaged_patches_meet_the_students_averaged_patches(stored: dict[str, Path], packed: Path) -> None:
     cached = module(TeacherSpec(targets=str(stored["pooled"])), objectives=[Objective(MSE(), tokens="patches")]).eval()
     data = tiles(packed, stored["pooled"])

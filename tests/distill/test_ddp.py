@@ -260,6 +260,22 @@ def test_checkpoints_in_shards_are_exported_and_refused_to_others(
     assert (out / "checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.parametrize("form", ["fsdp2", IN_SHARDS], ids=["file", "shards"])
+def test_what_a_sharded_run_does_not_have_is_not_left_out(noisy: dict[str, Any], form: Any, tmp_path: Path) -> None:
+    """Neither torch nor Lightning minds weights of a checkpoint that nobody asks for."""
+    noisy["trainer"] |= {"devices": 1, "strategy": form, "max_steps": 2}
+    out, last = tmp_path / "run", tmp_path / "run/checkpoints/last.ckpt"
+    assert end_of(start(noisy, out)) == 0, out.with_suffix(".log").read_text()
+    fewer = {**noisy, "model": {**noisy["model"], "objectives": noisy["model"]["objectives"][:1]}}
+    assert end_of(start(fewer, out, "--resume", "true")) == 1
+    assert "of other networks: students.student.net.heads.tiny__patches" in out.with_suffix(".log").read_text()
+    if last.is_file():
+        last.write_bytes(last.read_bytes()[:20_000])
+        assert end_of(start(noisy, out, "--resume", "true")) == 1
+        assert "last.ckpt cannot be read as a checkpoint" in out.with_suffix(".log").read_text()
+    assert "Traceback" not in out.with_suffix(".log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_in_shards_is_killed_and_resumed_exactly(noisy: dict[str, Any], tmp_path: Path) -> None:

@@ -192,6 +192,12 @@ def test_a_checkpoint_of_another_teacher_is_refused(teacher_folder: Path, packed
     saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
     with pytest.raises(TrainingError, match="'t' has other weights"):
         module(tmp_path / "other").on_load_checkpoint(saved)
+    dark = {"t": TeacherSpec(str(teacher_folder), mean=(0.1, 0.1, 0.1))}
+    with pytest.raises(
+        TrainingError, match=r"'t' saw tiles with mean \(0\.\d+, .*\) when .* with \(0\.1, 0\.1, 0\.1\) now"
+    ):
+        module(teacher_folder, teachers=dark).on_load_checkpoint(saved)
+    module(teacher_folder).on_load_checkpoint(saved)
     with pytest.raises(TrainingError, match="none of pathokd's"):
         module(teacher_folder).on_load_checkpoint({"state_dict": {}})
 
@@ -216,6 +222,22 @@ def test_the_guard_looks_before_a_checkpoint_is_written() -> None:
     guard._pending.append((7, torch.tensor(float("inf")), {"cls_cosine": torch.tensor(2.0)}, ["a", "b"]))
     with pytest.raises(TrainingError, match=r"step 7: cls_cosine = 2\. Its tiles are a, b"):
         guard.on_save_checkpoint(None, None, {})  # type: ignore[arg-type]
+
+
+def test_weights_that_a_gradient_broke_are_never_saved(teacher_folder: Path, packed: Path, tmp_path: Path) -> None:
+    """The loss of that step was finite, and last.ckpt would be all that is left."""
+
+    class Breaks(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, built: Any, optimizer: Any) -> None:
+            if trainer.global_step == 2:
+                built.net.encoder.model.cls_token.grad.fill_(float("inf"))
+
+    last = LastCheckpoint(tmp_path, 1)
+    with pytest.raises(TrainingError, match=r"not finite before step 3 \(\S*cls_token is the first that is not\)"):
+        fit(module(teacher_folder), packed, tmp_path, callbacks=[FiniteGuard(), Breaks(), last])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(bool(value.isfinite().all()) for value in saved["state_dict"].values())
 
 
 def test_no_teacher_or_objective_is_refused() -> None:

@@ -1,14 +1,19 @@
 """Prototype objectives in the module: pairs and weights by hand, what they train, and what is refused."""
 
+import resource
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from pathokd.data.pack import PackSpec, pack_tiles
-from pathokd.data.wsi import open_tiles
+from pathokd.data.views import resize
+from pathokd.data.wsi import WsiTiles, open_tiles
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
@@ -24,6 +29,7 @@ from pathokd.models.dino_head import DinoHeadSpec
 from pathokd.models.prototype_head import PrototypeHead, read_head
 from pathokd.models.teacher import build_teacher
 from pathokd.progress import Bars
+from pathokd.slides.manifest import TileManifest
 from pathokd.types import Rgb
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "dynamic_img_size": True}
@@ -260,6 +266,19 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_file(packed: Path, tiny_teac
     assert (tmp_path / "cut/prototypes.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_disk_that_fills_up_is_one_sentence_and_no_loss(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """A limit on the size of files gives the same error from the same call as a full disk."""
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write .*tokens-000000\.safetensors: File too large\. Free some"):
+            fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)["cls"].k == SPEC.k
+
+
 def test_prototypes_of_the_same_tiles_in_other_pixels_are_no_answer(
     head: Path, packed: Path, tiny_teacher: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +288,93 @@ def test_prototypes_of_the_same_tiles_in_other_pixels_are_no_answer(
     assert fit_prototypes(teacher, open_tiles(tmp_path / "shards"), head, SPEC, workers=0)["cls"].k == SPEC.k
     with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
         fit_prototypes(teacher, open_tiles(tmp_path / "coarse"), head, SPEC, workers=0)
+
+
+def test_prototypes_of_another_slide_of_the_same_name_are_no_answer(
+    packed: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """As of a cohort and its stain-normalised copies in another folder."""
+    teacher, manifest = (
+        build_teacher(TeacherSpec(str(tiny_teacher))),
+        TileManifest.read(packed.parent / "manifest.parquet"),
+    )
+    originals = [Path(path) for path in manifest.frame["path"].unique()]
+    moved = manifest.frame.assign(path=[str(tmp_path / Path(path).name) for path in manifest.frame["path"]])
+    for path in originals:
+        shutil.copy(path, tmp_path)
+    tiles = WsiTiles(TileManifest(moved, manifest.spec))
+    fit_prototypes(teacher, WsiTiles(manifest), tmp_path / "head", SPEC, workers=0)
+    broken = WsiTiles(manifest)
+    broken.read = Mock(side_effect=StoreError("the disk is gone"))  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="the disk is gone"):
+        fit_prototypes(teacher, broken, tmp_path / "cut", SPEC, workers=0)
+    assert fit_prototypes(teacher, tiles, tmp_path / "head", SPEC, workers=0)["cls"].k == SPEC.k
+    shutil.copy(originals[1], tmp_path / originals[0].name)
+    for name in ("head", "cut"):
+        with pytest.raises(
+            StoreError, match=r"computed on another slide slide 0.*`pathokd prototypes` with --overwrite"
+        ):
+            fit_prototypes(teacher, tiles, tmp_path / name, SPEC, workers=0)
+
+
+def test_what_a_killed_overwrite_left_is_not_taken_for_ones_own(
+    packed: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are removed in no order: the header may go before the tokens that it speaks of."""
+
+    def kill(folder: Path, **_: Any) -> None:
+        (folder / "header.json").unlink()
+        raise KeyboardInterrupt
+
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    one = PrototypeSpec(6, 10, TokenSpec(views=24, patches=2), iterations=4)
+    other = replace(one, tokens=replace(one.tokens, seed=1))
+    fit_prototypes(teacher, tiles, tmp_path / "whole", other, workers=0)
+    with pytest.raises(StoreError, match="the disk is gone"):
+        fit_prototypes(teacher, Failing(tiles, 1100), tmp_path / "cut", one, workers=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathokd.distill.prototype_fit.shutil.rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            fit_prototypes(teacher, tiles, tmp_path / "cut", other, workers=0, overwrite=True)
+    fit_prototypes(teacher, tiles, tmp_path / "cut", other, workers=0)
+    found, wanted = ((tmp_path / name / "prototypes.safetensors").read_bytes() for name in ("cut", "whole"))
+    assert found == wanted
+
+
+def test_a_run_killed_at_its_very_end_leaves_no_tokens(
+    packed: Path, tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathokd.distill.prototype_fit.shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)
+    assert (tmp_path / "tokens").exists()
+    fit_prototypes(teacher, Failing(tiles, 0), tmp_path, SPEC, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["prototypes.safetensors"]
+
+
+def test_half_a_file_of_an_unfinished_run_is_one_sentence(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    spec = replace(SPEC, tokens=TokenSpec(views=24, patches=2))
+    with pytest.raises(StoreError, match="the disk is gone"):
+        fit_prototypes(teacher, Failing(tiles, 1100), tmp_path, spec, workers=0)
+    shard = tmp_path / "tokens/tokens-000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    with pytest.raises(StoreError, match=r"tokens-000000\.safetensors is damaged .* start again with --overwrite"):
+        fit_prototypes(teacher, tiles, tmp_path, spec, workers=0)
+
+
+def test_a_dimension_that_hardly_varies_does_not_outweigh_the_others(
+    packed: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """Tokens are stored in fp16 and trained on in fp32: of a constant 0.1 the difference is 2.4e-5."""
+    teacher, tiles = build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed)
+    with torch.no_grad():
+        teacher.encoder.model.norm.weight[3], teacher.encoder.model.norm.bias[3] = 1e-7, 0.1
+    fit_prototypes(teacher, tiles, tmp_path, SPEC, workers=0)
+    x = teacher(torch.from_numpy(np.stack([resize(tiles.read(row), 32) for row in range(8)])).movedim(-1, 1)).cls
+    assert float(read_head(tmp_path, "cls")(x)[:, 3].abs().max()) < 0.2
 
 
 def test_kmeans_goes_on_from_its_last_step(tmp_path: Path) -> None:
@@ -305,4 +411,6 @@ def test_wrong_heads_are_one_sentence(head: Path, packed: Path, tiny_teacher: Pa
         fit_prototypes(
             build_teacher(TeacherSpec(str(tiny_teacher))), open_tiles(packed), tmp_path / "few", PrototypeSpec(100)
         )
+    with pytest.raises(ValueError, match=r"scale must be a range within \(0, 1\]"):
+        TokenSpec(scale=(0.3, 2.0))
     assert TokenShards(tmp_path, 1).path(0).name == "tokens-000000.safetensors"

@@ -189,6 +189,27 @@ def test_other_settings_are_refused_by_name_and_overwritten_on_demand(
     assert {path.name for path in out.iterdir()} == {"cls.npy", "codec.safetensors", "header.json"}
 
 
+def test_what_a_killed_overwrite_left_is_not_taken_for_ones_own(
+    teacher: Teacher, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are removed in no order: the header may go before the rows that it speaks of."""
+
+    def kill(folder: Path, **_: Any) -> None:
+        (folder / "header.json").unlink()
+        raise KeyboardInterrupt
+
+    spec = TargetSpec("cls", dtype="fp32", view_px=64)
+    write_targets(teacher, PackedTiles(packed), tmp_path / "whole", spec, batch_size=1)
+    with pytest.raises(RuntimeError, match="power"):
+        write_targets(teacher, Fails(packed, 40), tmp_path / "cut", TargetSpec("cls", dtype="fp32"), batch_size=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(targets.shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            write_targets(teacher, PackedTiles(packed), tmp_path / "cut", spec, batch_size=1, overwrite=True)
+    write_targets(teacher, PackedTiles(packed), tmp_path / "cut", spec, batch_size=1)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
 def test_rows_that_are_not_the_teachers_are_found(teacher: Teacher, packed: Path, tmp_path: Path) -> None:
     """A shift by one row, as a botched copy would leave it: the same numbers, each beside another tile."""
     source = PackedTiles(packed)
@@ -249,6 +270,16 @@ def test_targets_of_another_slide_of_the_same_name_are_refused(
     store.check_tiles(moved)
     with pytest.raises(StoreError, match=message):
         store.check_tiles(other)
+
+
+def test_more_directions_than_dimensions_are_refused_before_the_teacher_runs(
+    teacher: Teacher, packed: Path, tmp_path: Path
+) -> None:
+    source = Fails(packed)
+    with pytest.raises(ValueError, match="pca must be at most 24, the width of this teacher's tokens, got 25"):
+        write_targets(teacher, source, tmp_path / "t", TargetSpec("patches", pca=25))
+    assert source.count == 0
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_bf16_teacher_is_another_one(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:

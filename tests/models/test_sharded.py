@@ -1,6 +1,7 @@
 """A checkpoint in shards is whole or none; two processes write one, and one process reads it."""
 
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathokd.models.sharded import (
     META,
     is_checkpoint,
     is_sharded,
+    model_shapes,
     read_facts,
     read_shards,
     read_whole,
@@ -52,6 +54,7 @@ def test_what_is_written_is_read(saved: Path) -> None:
     read_shards(into, saved)
     assert same({**into, "global_step": 1}, 1)
     assert into["optimizers"]["0"]["net.weight"]["step"] == 1
+    assert model_shapes(saved) == {"net.weight": (2, 3), "net.half": (3,)}
 
 
 def test_the_next_one_takes_its_place_and_sweeps(saved: Path) -> None:
@@ -154,6 +157,18 @@ def test_a_full_disk_is_a_sentence(saved: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
     with pytest.raises(StoreError, match=r"Cannot write .*No space left on device\)\. Free some space"):
         write_shards(tensors(2), {"global_step": 2}, saved)
+    assert same(read_whole(saved), 1)
+
+
+def test_a_disk_that_fills_up_at_the_last_file_is_a_sentence(saved: Path) -> None:
+    """A limit on the size of files gives the same error from the same call as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(StoreError, match=r"Cannot write .*meta\.pt: File too large\. Free some space"):
+            write_shards(tensors(2), {"global_step": 2, "random": torch.zeros(20_000)}, saved)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert same(read_whole(saved), 1)
 
 
