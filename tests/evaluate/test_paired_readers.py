@@ -15,6 +15,7 @@ import pytest
 from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
 from pathokd.errors import ManifestError, StoreError
+from pathokd.evaluate import paired_features
 from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
 from pathokd.evaluate.paired_readers import _tiles, open_pairs
 from pathokd.evaluate.paired_set import PairedSet, prepare
@@ -187,6 +188,38 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
     assert second.identity == first.identity
     with pytest.raises(StoreError, match=r"was made with .*pass --overwrite"):
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
+
+
+def test_overwriting_that_was_cut_off_leaves_nothing_of_the_old_model(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header named the new model at once, so the next run took the blocks of the old one for its own."""
+    monkeypatch.setattr(paired_features, "BLOCK", 100)
+    tiles = open_pairs(packed.folder)
+    teacher, student = (Embedder(encoders[name], batch_size=32) for name in ("teacher", "student"))
+    model_features("m", teacher, tiles, tmp_path / "cache")
+    real = paired_features._embed_block
+
+    def cut_off(embedder: Embedder, tiles: PairedSet, cache: Path, start: int, *rest: Any) -> None:
+        if start:
+            raise KeyboardInterrupt
+        real(embedder, tiles, cache, start, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paired_features, "_embed_block", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            model_features("m", student, tiles, tmp_path / "cache", overwrite=True)
+    every = np.arange(len(tiles))
+    found = model_features("m", student, tiles, tmp_path / "cache").load(every)
+    assert np.array_equal(found, model_features("m", student, tiles, tmp_path / "other").load(every))
+
+
+@pytest.mark.parametrize("change", [{"x": 1}, {"y": 8}, {"mpp_level0": 0.01}])
+def test_kept_features_are_not_those_of_other_places(change: dict[str, float]) -> None:
+    """A registration that was corrected (x and y of a slide) got the features of the old places."""
+    frame = pd.DataFrame({**GOOD, "x": [0, 8, 0, 8], "y": 0, "mpp": 0.5, "mpp_level0": 0.25})
+    moved = frame.assign(**{name: frame[name] + by * (frame["scanner"] == "B") for name, by in change.items()})
+    assert prepare(moved, "moved").fingerprint != prepare(frame, "before").fingerprint
 
 
 def test_kept_features_are_not_those_of_other_pictures(
