@@ -180,13 +180,13 @@ def _indices(
     for k in sorted({settings.k, *(k for k in settings.sweep if k <= room)}):
         counts = _pooled([neighbour_counts(each, k) for each in lists])
         measures += _index_measures(counts, resampler, confounder, k == settings.k)
-    margins = [margin_index(each, settings.k) for each in lists]
-    SO, OS = (np.concatenate([getattr(m, name).numpy() for m in margins]) for name in ("SO", "OS"))
-    if SO.sum() + OS.sum() > 0:
-        drawn = resampler.sums(np.stack([SO, OS], axis=1))
-        value = float(SO.sum() / (SO.sum() + OS.sum()))
+    # One scale of distances for all held conditions: weights of several do not add up.
+    together = Neighbours(torch.cat([x.distance for x in lists]), torch.cat([x.share for x in lists]), float("nan"))
+    mari = margin_index(together, settings.k)
+    if not mari.reason:
+        drawn = resampler.sums(torch.stack([mari.SO, mari.OS], dim=1).numpy())
         draws = ratio(drawn[:, 0], drawn.sum(axis=1))
-        measures.append(Measure("mari", confounder, value, len(SO), resampler.n_groups, draws, settings.k))
+        measures.append(Measure("mari", confounder, mari.value, mari.n, resampler.n_groups, draws, settings.k))
     ranks.append(_by_rank(lists, confounder))
     return measures
 

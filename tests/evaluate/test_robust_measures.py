@@ -119,6 +119,33 @@ def test_robustness_index_pools_stainings() -> None:
     assert shares.to_numpy() == pytest.approx(1.0)
 
 
+def test_mari_has_one_scale_for_all_stainings() -> None:
+    """Weights of each staining were to a factor of their own, exp of its smallest distance, and added up all the same.
+
+    So two tiles that look alike took weight from all others of their staining.
+    """
+    tiles, place, other = made()
+    x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)
+    violet = (tiles.frame["stain"] == "violet").to_numpy()
+    x[violet] += 1.5 * other[violet, None]
+    first, second = np.flatnonzero(violet & (tiles.frame["case"].isin(["c0", "c1"]).to_numpy()))[[0, -1]]
+    x[second] = x[first]
+    x = x.astype(np.float32)
+    d, so, os = [], [], []
+    for stain in ("HE", "violet"):
+        rows = np.flatnonzero(tiles.frame["stain"] == stain)
+        columns = [tiles.column(name, rows) for name in ("label", "scanner", "case")]
+        near = typed_neighbours(torch.from_numpy(x[rows]), *columns, k=5)
+        d += near.distance.flatten().tolist()
+        so += near.share[..., 1].flatten().tolist()
+        os += near.share[..., 2].flatten().tolist()
+    distance, SO, OS = np.array(d), np.array(so), np.array(os)
+    weight = np.exp(-distance / np.median(distance[SO + OS > 0]))
+    few = Settings(k=5, clusters=(2,), trials=1, splits=2, repetitions=2, strengths=(1.0,))
+    got = value(measure_neighbours(model(x), tiles, few).measures, "mari", "scanner")
+    assert got.value == pytest.approx(weight @ SO / (weight @ (SO + OS)), abs=1e-4)
+
+
 def test_margins_under_the_draw_that_takes_each_once() -> None:
     margin = np.random.default_rng(0).standard_normal(101)
     margin[4] = np.nan
