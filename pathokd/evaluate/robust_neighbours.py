@@ -343,23 +343,21 @@ def _confounded(
     x: npt.NDArray[np.float32], rows: Rows, tiles: PairedSet, confounder: str, settings: Settings
 ) -> ConfoundedAccuracy:
     """Accuracies under rising confounding within one held condition."""
-    groups = tiles.column(tiles.unit_column(), rows)
+    groups = tiles.column(tiles.apart_column(), rows)
     values = tiles.column(confounder, rows)
-    if tiles.registered:
-        # A place is taken under one scanner only, or training and test would share tissue.
-        names = np.unique(groups)
-        chosen = dict(
-            zip(names, np.random.default_rng(settings.seed).choice(np.unique(values), len(names)), strict=True)
-        )
-        one = np.array([chosen[g] == v for g, v in zip(groups, values, strict=True)])
-        x, rows, groups, values = x[one], rows[one], groups[one], values[one]
+    # A case is taken under one of the scanners it is seen under, or training and test would share tissue.
+    seen = pd.Series(values).groupby(groups).unique()
+    numbers = np.random.default_rng(settings.seed).integers(len(np.unique(values)), size=len(seen))
+    chosen = {g: sorted(own)[number % len(own)] for (g, own), number in zip(seen.items(), numbers, strict=True)}
+    one = np.array([chosen[g] == v for g, v in zip(groups, values, strict=True)])
+    x, rows, groups, values = x[one], rows[one], groups[one], values[one]
     labels = tiles.column("label", rows)
     full = [c for c in np.unique(labels) if _slides_per_cell(labels == c, values, groups) >= 3]
     keep = np.isin(labels, full)
     if len(full) < 2:
         raise ValueError(
-            f"training, validation and test need 3 groups of each of two classes under every {confounder}; "
-            f"{len(full)} classes have that"
+            f"training, validation and test need 3 groups ({tiles.apart_column()}) of each of two classes under every "
+            f"{confounder}, each group seen under one of them only; {len(full)} classes have that"
         )
     scale = float(x[keep].std())
     if scale == 0:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pathokd.evaluate import robust_views
+from pathokd.evaluate import robust_neighbours, robust_views
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.resampling import Measure, Resampler
@@ -203,6 +203,47 @@ def test_the_performance_drop_is_over_all_stainings() -> None:
     assert both.value == pytest.approx((of("violet").value + of("HE").value) / 2)
     assert both.n == of("violet").n + of("HE").n
     assert both.n_groups == 8
+
+
+def apart_under_confounding(
+    tiles: PairedSet, confounder: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[set[str], list[int]]:
+    """Which groups the training sets of APD keep apart, and under how many centres each is."""
+    seen: list[tuple[np.ndarray, ...]] = []
+    monkeypatch.setattr(robust_neighbours, "confounded_accuracy", lambda *labels, **_: seen.append(labels))
+    rows = np.arange(len(tiles))
+    robust_neighbours._confounded(np.arange(2.0 * len(rows)).reshape(-1, 2), rows, tiles, confounder, Settings())
+    ((_, _, values, groups),) = seen
+    return set(groups), [len(set(values[groups == g])) for g in set(groups)]
+
+
+def test_training_and_test_under_confounding_share_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cases than intervals need, places were dealt, and a case was both trained on and tested."""
+    rows = [{"label": label, "case": f"c{c}", "scanner": s} for c in range(7) for label in "ab" for s in "AB"]
+    cases = {f"c{c}" for c in range(7)}
+    frame = pd.DataFrame(rows * 2)
+    unpaired = prepare(frame.assign(site="X"), "unpaired")
+    groups, centres = apart_under_confounding(unpaired, "scanner", monkeypatch)
+    assert groups == cases
+    assert centres == [1] * 7
+    place = [f"p{n // 4}{n % 4 // 2}" for n in range(len(rows))] * 2
+    paired = prepare(frame.assign(pair_id=place, stain=["HE"] * 28 + ["violet"] * 28), "paired")
+    groups, centres = apart_under_confounding(paired, "scanner", monkeypatch)
+    assert groups == cases
+    assert centres == [1] * 7
+
+
+def test_cases_of_one_site_all_take_part_under_confounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was given a site by lot, and left out where that was not its own."""
+    rows = [
+        {"pair_id": f"p{c}{label}", "label": label, "case": f"c{c}", "scanner": s, "site": f"s{c % 2}"}
+        for c in range(12)
+        for label in "ab"
+        for s in "AB"
+    ]
+    groups, centres = apart_under_confounding(prepare(pd.DataFrame(rows), "sites"), "site", monkeypatch)
+    assert groups == {f"c{c}" for c in range(12)}
+    assert centres == [1] * 12
 
 
 def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
