@@ -97,9 +97,9 @@ def measure_neighbours(model: ModelFeatures, tiles: PairedSet, settings: Setting
         whats = ("robustness index, MaRI, CRoMa", "clustering score", "confounding (APD)")
         return Found([], pd.DataFrame(), pd.DataFrame(), [(what, reason) for what in whats])
     for confounder, held in HELD.items():
-        if confounder not in tiles.frame or tiles.frame[confounder].nunique() < 2:
+        if not tiles.varies(confounder):
             continue
-        parts = list(_parts(tiles, labelled, confounder, held, settings.seed))
+        parts = list(_parts(tiles, tiles.known(confounder, labelled), confounder, held, settings.seed))
         if not parts:
             reason = f"no class of tissue occurs under two values of {confounder}, together with another class"
             not_shown.append((f"neighbours against {confounder}", reason))

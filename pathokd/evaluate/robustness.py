@@ -300,7 +300,7 @@ def _facts(tiles: PairedSet, spec: RobustnessSpec, index: IntArray | None, refer
         "conditions": list(tiles.conditions),
         "scanners": sorted(frame["scanner"].unique()) if "scanner" in frame else [],
         "stainings": sorted(frame["stain"].unique()) if "stain" in frame else [],
-        "sites": sorted(frame["site"].unique()) if "site" in frame else [],
+        "sites": sorted(set(tiles.column("site", tiles.known("site")).tolist())) if "site" in frame else [],
         "classes": sorted(frame["label"].iloc[tiles.labelled()].unique()) if "label" in frame else [],
         "resampled": tiles.unit_column(),
         "kept_apart": tiles.apart_column(),

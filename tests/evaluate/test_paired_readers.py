@@ -278,6 +278,10 @@ GOOD = {"pair_id": ["p", "q", "p", "q"], "stain": ["HE"] * 4, "scanner": ["A", "
         ({"pair_id": ["p", "", "p", ""]}, "2 rows have no pair_id"),
         ({"scanner": ["A"] * 4, "pair_id": list("pqrs")}, r"one staining and one scanner only \(HE_A\)"),
         ({"scanner": list("ABAC"), "pair_id": list("ppqq")}, "only 0 places are seen under all 3 conditions"),
+        (
+            {"label_share": ["0.9", "most", "", ""]},
+            "should hold numbers in the column label_share, got 'most' in row 2",
+        ),
     ],
 )
 def test_bad_manifests(columns: dict[str, list[str]], sentence: str, tmp_path: Path) -> None:
@@ -414,6 +418,34 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text(json.dumps([1, 2]))
     with pytest.raises(StoreError, match=r"should be a \.npy file"):
         read_index(tmp_path / "text.npy", tiles)
+
+
+def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
+    """An empty cell was Python's "could not convert string to float"."""
+    pd.DataFrame({**GOOD, "label": list("abab"), "label_share": ["0.9", "", "0.7", "0.1"]}).to_csv(
+        tmp_path / "pairs.csv", index=False
+    )
+    assert open_pairs(tmp_path / "pairs.csv").labelled().tolist() == [0, 2]
+
+
+def test_two_names_of_one_column(tmp_path: Path) -> None:
+    """Both became `site`, and pandas spoke of a DataFrame."""
+    frame = pd.DataFrame({"label": list("abab"), "hospital": list("XXYY"), "medical_center": list("UUVV")})
+    frame.to_csv(tmp_path / "tiles.csv", index=False)
+    assert open_pairs(tmp_path / "tiles.csv").frame["site"].tolist() == list("UUVV")
+
+
+def test_parquet_that_is_not_plism(tmp_path: Path) -> None:
+    tiles = pd.DataFrame({"slide_id": "HE_A_to_x.tif", "tile_id": ["t_0_1_1", "t_0_1_1"], "png": b""})
+    for frame, sentence in (
+        (pd.DataFrame(GOOD), "lacks the columns slide_id, tile_id, png: pass a paired manifest by its own path"),
+        (tiles, r"holds tile t_0_1_1 of HE_A_to_x\.tif twice \(1 such rows\)"),
+        (None, "no readable Parquet file"),
+    ):
+        path = tmp_path / "tiles.parquet"
+        path.write_bytes(b"PAR1") if frame is None else frame.to_parquet(path)
+        with pytest.raises(ManifestError, match=sentence):
+            open_pairs(tmp_path)
 
 
 def test_tiles_of_unknown_site_are_left_out_and_counted() -> None:

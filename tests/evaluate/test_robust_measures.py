@@ -337,6 +337,22 @@ def test_a_site_of_one_case_is_no_robustness() -> None:
     assert value(measure_probes(model(x[:120]), two).measures, "site_predictability", "site").value == 1.0
 
 
+def test_an_empty_cell_is_no_site() -> None:
+    """Registered tiles of unknown site were a site of their own, to be told apart and to be robust against."""
+    tiles, x, _ = made()
+    site = (tiles.frame["case"].str[1:].astype(int) % 2).map({0: "X", 1: ""})
+    some = prepare(tiles.frame.drop(columns=["condition", "key"]).assign(site=site), "sites")
+    assert (some.varies("site"), some.varies("scanner"), some.varies("no such column")) == (False, True, False)
+    few = Settings(k=5, clusters=(2,), trials=1, splits=2, repetitions=2, strengths=(1.0,))
+    found = [*measure_neighbours(model(x), some, few).measures, *measure_probes(model(x), some).measures]
+    assert not [m for m in found if "site" in (*m.name.split("_"), *m.group.split())]
+    third = prepare(some.frame.assign(site=site.mask(tiles.frame["case"].isin(["c1", "c5"]), "Y")), "three")
+    rows = third.known("site")
+    assert set(third.column("case", rows)) == {"c0", "c1", "c2", "c4", "c5", "c6"}
+    (told,) = [m for m in measure_probes(model(x), third).measures if m.name == "site_predictability"]
+    assert told.n == len(rows)
+
+
 def test_the_site_is_not_told_by_cases_already_seen() -> None:
     """Of registered tiles places were held out, and other places of the same case gave its site away: 100 %."""
     rows = [
