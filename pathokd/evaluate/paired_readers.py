@@ -1,5 +1,6 @@
 """Where paired tiles come from: manifests, packed folders, PLISM's files, a folder per scanner."""
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,7 +173,25 @@ def _slide_reader(frame: pd.DataFrame) -> Read:
         tissue_fraction=1.0,
         flag="",
     )
-    return WsiTiles(TileManifest(typed(table), spec)).read
+    tiles = WsiTiles(TileManifest(typed(table), spec))
+    size = functools.lru_cache(maxsize=None)(_size)
+
+    def read(row: int) -> Rgb:
+        at = table.iloc[row]
+        side = spec.tile_px * spec.mpp / at["mpp_level0"]
+        if any(not -side < at[axis] < length for axis, length in zip("xy", size(at["path"]), strict=True)):
+            raise ManifestError(
+                f"{at['path']} has no tile at x = {at['x']}, y = {at['y']}, which is off the slide: x and y should be "
+                "level-0 pixels of the file in path; leave them out where each path is one tile."
+            )
+        return tiles.read(row)
+
+    return read
+
+
+def _size(path: str) -> tuple[int, int]:
+    with Slide(path) as slide:
+        return slide.dimensions
 
 
 def _mpp(path: str) -> float:

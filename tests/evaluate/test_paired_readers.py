@@ -420,6 +420,24 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
         read_index(tmp_path / "text.npy", tiles)
 
 
+def test_tiles_off_their_slide_are_not_white_ones(packed: PackedTiles, tmp_path: Path) -> None:
+    """A table of exported tiles with their x and y in the slide was read as places of each tile: all white."""
+    for scanner, shade in (("A", 50), ("B", 90)):
+        for n in range(2):
+            (tmp_path / f"{n}{scanner}.png").write_bytes(png_bytes(np.full((224, 224, 3), shade, np.uint8)))
+    frame = pd.DataFrame({**GOOD, "path": ["0A.png", "1A.png", "0B.png", "1B.png"], "x": [0, 224, 0, 224], "y": 0})
+    frame.assign(mpp_level0=0.5).to_csv(tmp_path / "pairs.csv", index=False)
+    read = open_pairs(tmp_path / "pairs.csv").read
+    assert read is not None
+    assert read(0).max() == 50
+    with pytest.raises(ManifestError, match=r"1A\.png has no tile at x = 224, y = 0, which is off the slide"):
+        read(1)
+    frame.assign(mpp_level0=0.5, x=[-223, 223, 0, 0]).to_csv(tmp_path / "pairs.csv", index=False)
+    read = open_pairs(tmp_path / "pairs.csv").read
+    assert read is not None
+    assert [read(row).min() for row in range(2)] == [50, 50]  # a sliver of the slide, the rest white
+
+
 def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
     """An empty cell was Python's "could not convert string to float"."""
     pd.DataFrame({**GOOD, "label": list("abab"), "label_share": ["0.9", "", "0.7", "0.1"]}).to_csv(
