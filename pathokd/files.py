@@ -49,7 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(part, target)
     except OSError as error:
         # Only troubles of *this* write become a StoreError; an unreadable input keeps its own error.
-        if error.errno in _UNWRITABLE:
+        named = {Path(os.fsdecode(error.filename))} if isinstance(error.filename, str | bytes) else set()
+        if error.errno in _UNWRITABLE and named <= {part, target, *target.parents}:
             raise StoreError(
                 f"Cannot write {target}: {error.strerror}. Free some space or choose another output folder; "
                 "nothing half-written was left behind."
