@@ -48,8 +48,9 @@ class Resampler:
         self.codes, self.n_groups = group_codes(groups)
         even = np.full(self.n_groups, 1 / self.n_groups)
         times = np.random.default_rng(seed).multinomial(self.n_groups, even, size=resamples)
-        # One group says nothing of how groups vary: no draw of it is a number, or its interval would be a point.
-        self.times: npt.NDArray[np.float32] = np.where(self.n_groups < 2, np.nan, times).astype(np.float32)
+        self.times: npt.NDArray[np.float32] = times.astype(np.float32)
+        if self.n_groups < 2:  # says nothing of how groups vary: its interval would be a point
+            self.times[:] = np.nan
         self.sizes = np.bincount(self.codes, minlength=self.n_groups).astype(np.float64)
 
     def sums(self, values: FloatArray) -> Draws:
