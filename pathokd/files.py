@@ -52,7 +52,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         number = _system_error(error)
         # Only troubles of *this* write become a StoreError; an unreadable input keeps its own error.
-        if number in _UNWRITABLE:
+        filename = getattr(error, "filename", None)
+        named = {Path(os.fsdecode(filename))} if isinstance(filename, str | bytes) else set()
+        if number in _UNWRITABLE and named <= {part, target, *target.parents}:
             raise StoreError(
                 f"Cannot write {target}: {os.strerror(number)}. Free some space or choose another output folder; "
                 "nothing half-written was left behind."

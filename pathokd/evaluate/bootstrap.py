@@ -37,10 +37,12 @@ def balanced_accuracy_interval(
         minus: (n,) classes by another prediction, whose balanced accuracy is subtracted in every resample.
 
     Returns:
-        The 2.5th and 97.5th percentile. A class that a resample happens to miss does not count in that
-        resample.
+        The 2.5th and 97.5th percentile; NaN of one group, which says nothing of how groups vary. A class that a
+        resample happens to miss does not count in that resample.
     """
     group, n_groups = group_codes(groups)
+    if n_groups < 2:
+        return float("nan"), float("nan")
     classes, label = np.unique(truth, return_inverse=True)
     right, total = np.zeros((n_groups, len(classes))), np.zeros((n_groups, len(classes)))
     gain = (truth == predicted).astype(float) - (0.0 if minus is None else truth == minus)
@@ -65,9 +67,11 @@ def weighted_mean_interval(
         resamples: How many.
 
     Returns:
-        The 2.5th and 97.5th percentile.
+        The 2.5th and 97.5th percentile; NaN of one group.
     """
     group, n_groups = group_codes(groups)
+    if n_groups < 2:
+        return float("nan"), float("nan")
     top = np.bincount(group, weights * values, n_groups)
     bottom = np.bincount(group, weights, n_groups)
     times = _draws(n_groups, seed, resamples)

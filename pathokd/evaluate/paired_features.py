@@ -96,9 +96,12 @@ def model_features(
     path = cache / "header.json"
     if path.is_file() and not overwrite:
         check_header(json.loads(path.read_text(encoding="utf-8")), header, path)
+    if overwrite:  # away with the old first, or a run that is cut off goes on with blocks of both
+        for block in cache.glob("features-*.npy"):
+            block.unlink()
     write_json(path, header)
     starts = range(0, len(tiles), BLOCK)
-    todo = [start for start in starts if overwrite or not (cache / _block(start)).is_file()]
+    todo = [start for start in starts if not (cache / _block(start)).is_file()]
     with Bars() as bars:
         for start in bars.track(todo, f"Embedding with {name}", len(todo)):
             _embed_block(embedder, tiles, cache, start, workers, bars, name)

@@ -1,5 +1,6 @@
 """Where paired tiles come from: manifests, packed folders, PLISM's files, a folder per scanner."""
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathokd.data.packed import INDEX_NAME, PackedTiles, decode
 from pathokd.data.places import place_ids
 from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.evaluate.paired_set import ALIASES, PairedSet, Read, prepare
+from pathokd.evaluate.paired_set import PairedSet, Read, prepare, proper_names
 from pathokd.metrics.aggregate import plism_condition
 from pathokd.slides.manifest import HEADER_KEY, TileManifest, TileSpec, typed
 from pathokd.slides.slide import Slide
@@ -109,10 +110,13 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
         frame = pd.read_parquet(path)
     else:
         raise ManifestError(f"{path} should be a .csv or .parquet manifest, or a folder, got {path.suffix!r}.")
-    frame = frame.rename(columns={old: new for old, new in ALIASES.items() if new not in frame})
+    frame = proper_names(frame)
     for name in ("x", "y"):
         if name in frame:
             frame[name] = _numbers(frame, name, str(path), whole=True).astype(np.int64)
+    if "label_share" in frame:  # an unlabelled tile has none
+        shares = frame.assign(label_share=frame["label_share"].astype(object).replace("", 0.0).fillna(0.0))
+        frame["label_share"] = _numbers(shares, "label_share", str(path), whole=False)
     for name in ("mpp", "tile_px", "mpp_level0"):
         if name in frame and "path" in frame:
             frame[name] = _numbers(frame, name, str(path), whole=name == "tile_px", above=0.0)
@@ -169,7 +173,25 @@ def _slide_reader(frame: pd.DataFrame) -> Read:
         tissue_fraction=1.0,
         flag="",
     )
-    return WsiTiles(TileManifest(typed(table), spec)).read
+    tiles = WsiTiles(TileManifest(typed(table), spec))
+    size = functools.lru_cache(maxsize=None)(_size)
+
+    def read(row: int) -> Rgb:
+        at = table.iloc[row]
+        side = spec.tile_px * spec.mpp / at["mpp_level0"]
+        if any(not -side < at[axis] < length for axis, length in zip("xy", size(at["path"]), strict=True)):
+            raise ManifestError(
+                f"{at['path']} has no tile at x = {at['x']}, y = {at['y']}, which is off the slide: x and y should be "
+                "level-0 pixels of the file in path; leave them out where each path is one tile."
+            )
+        return tiles.read(row)
+
+    return read
+
+
+def _size(path: str) -> tuple[int, int]:
+    with Slide(path) as slide:
+        return slide.dimensions
 
 
 def _mpp(path: str) -> float:
@@ -254,10 +276,22 @@ def _plism_parquet(files: list[Path], source: str) -> PairedSet:
     """PLISM's tile table: slide_id, tile_id, png (bytes, or a struct with bytes)."""
     frames, origin = [], []
     for number, path in enumerate(files):
+        lacking = [name for name in ("slide_id", "tile_id", "png") if name not in _schema(path).names]
+        if lacking:
+            raise ManifestError(
+                f"{path} should hold PLISM's tiles and lacks the columns {', '.join(lacking)}: pass a paired manifest "
+                "by its own path, not that of its folder."
+            )
         table = pq.read_table(path, columns=["slide_id", "tile_id"]).to_pandas()
         origin += [(number, row) for row in range(len(table))]
         frames.append(table)
     frame = pd.concat(frames, ignore_index=True)
+    twice = frame.duplicated()
+    if twice.any():
+        slide, tile = frame[twice].iloc[0]
+        raise ManifestError(
+            f"{source} holds tile {tile} of {slide} twice ({twice.sum()} such rows): remove one of them."
+        )
     rows = []
     for slide, tiles in frame.groupby("slide_id", sort=True):
         ordered = _plism_rows(str(slide), tiles["tile_id"].tolist())

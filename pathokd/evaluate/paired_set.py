@@ -31,7 +31,7 @@ ALIASES = {
     "image_path": "path",
     "sample_id": "key",
 }
-"""Other names of columns, taken where the proper one is missing."""
+"""Other names of columns, taken where the proper one is missing; of several the first."""
 MIN_CASES = 8
 """With fewer cases than this, intervals resample places instead."""
 MIN_SHARE = 0.6
@@ -67,9 +67,10 @@ class PairedSet:
     def fingerprint(self) -> str:
         """Identifies tiles and conditions; features made for one set are reused only for the same.
 
-        `size` and `bytes` are those of files: a key alone does not tell that tiles were packed or exported anew.
+        `size` and `bytes` are those of files: a key alone does not tell that tiles were packed or exported anew, nor
+        that a place of a slide was moved.
         """
-        named = ("key", "pair_id", "condition", "mpp", "tile_px", "size", "bytes")
+        named = ("key", "pair_id", "condition", "x", "y", "mpp", "mpp_level0", "tile_px", "size", "bytes")
         wanted = [name for name in named if name in self.frame]
         return fingerprint([self.frame[name].tolist() for name in wanted])
 
@@ -102,6 +103,15 @@ class PairedSet:
         """A column as strings, of all rows or some."""
         values = self.frame[name] if rows is None else self.frame[name].iloc[rows]
         return np.asarray(values.astype(str).to_numpy(), dtype=np.str_)
+
+    def known(self, name: str, rows: Rows | None = None) -> Rows:
+        """Those of all rows or some of which a column says anything; none without the column."""
+        rows = np.arange(len(self), dtype=np.int64) if rows is None else rows
+        return rows[np.char.strip(self.column(name, rows)) != ""] if name in self.frame else rows[:0]
+
+    def varies(self, name: str) -> bool:
+        """Whether a column names two values or more."""
+        return len(np.unique(self.column(name, self.known(name)))) >= 2 if name in self.frame else False
 
     def labelled(self) -> Rows:
         """Rows with a class of tissue; none if there is no column `label`."""
@@ -148,7 +158,7 @@ def prepare(
         ManifestError: No rows, missing columns, empty or repeated pair_ids, unpaired rows, fewer than two conditions,
             or no place that all conditions share.
     """
-    frame = frame.rename(columns={old: new for old, new in ALIASES.items() if new not in frame}).reset_index(drop=True)
+    frame = proper_names(frame).reset_index(drop=True)
     if frame.empty:
         raise ManifestError(f"{source} holds no tiles: there should be one row per tile.")
     paired = "pair_id" in frame and ("scanner" in frame or "stain" in frame)
@@ -167,6 +177,12 @@ def prepare(
     if not paired:
         return _unpaired(frame, source, read)
     return _paired(frame, source, read, drop_unpaired)
+
+
+def proper_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns renamed as `ALIASES` says."""
+    found = {new: old for old, new in reversed(ALIASES.items()) if old in frame and new not in frame}
+    return frame.rename(columns={old: new for new, old in found.items()})
 
 
 def _keys(frame: pd.DataFrame) -> pd.Series:

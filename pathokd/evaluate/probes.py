@@ -134,7 +134,9 @@ def fit_linear(
 def predict_nearest(train_x: FloatArray, train_y: Labels, test_x: FloatArray) -> Labels:
     """Classes by the vote of the 10 nearest training tiles (cosine; fewer if there are fewer)."""
     model = KNeighborsClassifier(min(NEIGHBOURS, len(train_x)), metric="cosine", algorithm="brute")
-    predicted: Labels = model.fit(train_x, train_y).predict(test_x)
+    # In double precision: cosines of a model with a large common part are too close for single.
+    model.fit(train_x.astype(np.float64), train_y)
+    predicted: Labels = model.predict(test_x.astype(np.float64))
     return predicted
 
 

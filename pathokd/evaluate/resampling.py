@@ -49,6 +49,8 @@ class Resampler:
         even = np.full(self.n_groups, 1 / self.n_groups)
         times = np.random.default_rng(seed).multinomial(self.n_groups, even, size=resamples)
         self.times: npt.NDArray[np.float32] = times.astype(np.float32)
+        if self.n_groups < 2:  # says nothing of how groups vary: its interval would be a point
+            self.times[:] = np.nan
         self.sizes = np.bincount(self.codes, minlength=self.n_groups).astype(np.float64)
 
     def sums(self, values: FloatArray) -> Draws:

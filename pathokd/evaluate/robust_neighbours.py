@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from scipy.stats import t as student_t
 
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
@@ -96,9 +97,9 @@ def measure_neighbours(model: ModelFeatures, tiles: PairedSet, settings: Setting
         whats = ("robustness index, MaRI, CRoMa", "clustering score", "confounding (APD)")
         return Found([], pd.DataFrame(), pd.DataFrame(), [(what, reason) for what in whats])
     for confounder, held in HELD.items():
-        if confounder not in tiles.frame or tiles.frame[confounder].nunique() < 2:
+        if not tiles.varies(confounder):
             continue
-        parts = list(_parts(tiles, labelled, confounder, held, settings.seed))
+        parts = list(_parts(tiles, tiles.known(confounder, labelled), confounder, held, settings.seed))
         if not parts:
             reason = f"no class of tissue occurs under two values of {confounder}, together with another class"
             not_shown.append((f"neighbours against {confounder}", reason))
@@ -180,13 +181,13 @@ def _indices(
     for k in sorted({settings.k, *(k for k in settings.sweep if k <= room)}):
         counts = _pooled([neighbour_counts(each, k) for each in lists])
         measures += _index_measures(counts, resampler, confounder, k == settings.k)
-    margins = [margin_index(each, settings.k) for each in lists]
-    SO, OS = (np.concatenate([getattr(m, name).numpy() for m in margins]) for name in ("SO", "OS"))
-    if SO.sum() + OS.sum() > 0:
-        drawn = resampler.sums(np.stack([SO, OS], axis=1))
-        value = float(SO.sum() / (SO.sum() + OS.sum()))
+    # One scale of distances for all held conditions: weights of several do not add up.
+    together = Neighbours(torch.cat([x.distance for x in lists]), torch.cat([x.share for x in lists]), float("nan"))
+    mari = margin_index(together, settings.k)
+    if not mari.reason:
+        drawn = resampler.sums(torch.stack([mari.SO, mari.OS], dim=1).numpy())
         draws = ratio(drawn[:, 0], drawn.sum(axis=1))
-        measures.append(Measure("mari", confounder, value, len(SO), resampler.n_groups, draws, settings.k))
+        measures.append(Measure("mari", confounder, mari.value, mari.n, resampler.n_groups, draws, settings.k))
     ranks.append(_by_rank(lists, confounder))
     return measures
 
@@ -319,8 +320,13 @@ def _confounding(
         ],
         axis=0,
     )
+    # Percentiles of draws from this few are too narrow: stretched to the width of Student's (Hesterberg 2015, "What
+    # teachers should know about the bootstrap", expanded percentile interval).
+    student = float(student_t.ppf(0.975, max(1, len(found) * (settings.repetitions - 1))))
+    wider = student / 1.96 * np.sqrt(settings.repetitions / max(1, settings.repetitions - 1))
+    drawn = drop.apd + wider * (drawn - drop.apd)
     accuracy = np.stack([each.in_domain for each in found])
-    spread = 1.96 * np.sqrt(accuracy.var(axis=2, ddof=1).sum(axis=0) / accuracy.shape[2]) / len(found)
+    spread = student * np.sqrt(accuracy.var(axis=2, ddof=1).sum(axis=0) / accuracy.shape[2]) / len(found)
     mean = accuracy.mean(axis=(0, 2))
     n = sum(each.n_in_domain for each in found)
     curves.append(
@@ -343,23 +349,21 @@ def _confounded(
     x: npt.NDArray[np.float32], rows: Rows, tiles: PairedSet, confounder: str, settings: Settings
 ) -> ConfoundedAccuracy:
     """Accuracies under rising confounding within one held condition."""
-    groups = tiles.column(tiles.unit_column(), rows)
+    groups = tiles.column(tiles.apart_column(), rows)
     values = tiles.column(confounder, rows)
-    if tiles.registered:
-        # A place is taken under one scanner only, or training and test would share tissue.
-        names = np.unique(groups)
-        chosen = dict(
-            zip(names, np.random.default_rng(settings.seed).choice(np.unique(values), len(names)), strict=True)
-        )
-        one = np.array([chosen[g] == v for g, v in zip(groups, values, strict=True)])
-        x, rows, groups, values = x[one], rows[one], groups[one], values[one]
+    # A case is taken under one of the scanners it is seen under, or training and test would share tissue.
+    seen = pd.Series(values).groupby(groups).unique()
+    numbers = np.random.default_rng(settings.seed).integers(len(np.unique(values)), size=len(seen))
+    chosen = {g: sorted(own)[number % len(own)] for (g, own), number in zip(seen.items(), numbers, strict=True)}
+    one = np.array([chosen[g] == v for g, v in zip(groups, values, strict=True)])
+    x, rows, groups, values = x[one], rows[one], groups[one], values[one]
     labels = tiles.column("label", rows)
     full = [c for c in np.unique(labels) if _slides_per_cell(labels == c, values, groups) >= 3]
     keep = np.isin(labels, full)
     if len(full) < 2:
         raise ValueError(
-            f"training, validation and test need 3 groups of each of two classes under every {confounder}; "
-            f"{len(full)} classes have that"
+            f"training, validation and test need 3 groups ({tiles.apart_column()}) of each of two classes under every "
+            f"{confounder}, each group seen under one of them only; {len(full)} classes have that"
         )
     scale = float(x[keep].std())
     if scale == 0:

@@ -45,7 +45,7 @@ def measure_probes(model: ModelFeatures, tiles: PairedSet, seed: int = 0) -> Pro
     """
     measures, frames, not_shown = [], [], []
     for name in ("scanner", "stain", "site"):
-        if name not in tiles.frame or tiles.frame[name].nunique() < 2:
+        if not tiles.varies(name):
             if name != "site" or not tiles.registered:
                 not_shown.append((f"{name} predictability", f"the tiles have one {name} only, or no such column"))
             continue
@@ -54,7 +54,7 @@ def measure_probes(model: ModelFeatures, tiles: PairedSet, seed: int = 0) -> Pro
         except ValueError as error:
             not_shown.append((f"{name} predictability", str(error)))
     for name in ("scanner", "site"):
-        if name not in tiles.frame or tiles.frame[name].nunique() < 2:
+        if not tiles.varies(name):
             continue
         try:
             found, frame = _transfer(model, tiles, name, seed)
@@ -75,7 +75,7 @@ def thin(tiles: PairedSet, rows: Rows, at_most: int, seed: int) -> Rows:
 
 
 def _predictability(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> list[Measure]:
-    rows = thin(tiles, np.arange(len(tiles)), MAX_TILES, seed)
+    rows = thin(tiles, tiles.known(name), MAX_TILES, seed)
     y = tiles.column(name, rows)
     # A place is seen under every scanner and staining, but a case comes from one site: a probe that had seen the case
     # would know its site by that.
@@ -129,7 +129,7 @@ def _mean_found(parts: Draws) -> Draws:
 
 def _transfer(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> tuple[list[Measure], pd.DataFrame]:
     """Train on the tiles of one scanner (of one staining), test on held-out tissue under each."""
-    rows = thin(tiles, tiles.labelled(), MAX_TILES * 2, seed)
+    rows = thin(tiles, tiles.known(name, tiles.labelled()), MAX_TILES * 2, seed)
     if not len(rows):
         raise ValueError("the tiles have no column label with classes of tissue")
     held = tiles.column("stain", rows) if name == "scanner" and "stain" in tiles.frame else np.full(len(rows), "")

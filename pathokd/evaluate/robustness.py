@@ -22,8 +22,8 @@ from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.projection import projections, strips
 from pathokd.evaluate.resampling import Measure, Resampler, percentiles
+from pathokd.evaluate.robust_neighbours import MAX_TILES, measure_neighbours
 from pathokd.evaluate.robust_neighbours import Settings as NeighbourSettings
-from pathokd.evaluate.robust_neighbours import measure_neighbours
 from pathokd.evaluate.robust_probes import measure_probes
 from pathokd.evaluate.robust_retrieval import measure_retrieval
 from pathokd.evaluate.robust_views import measure_views
@@ -291,6 +291,16 @@ def _dim(model: ModelFeatures) -> int:
     return int(model.load(np.zeros(1, dtype=np.int64)).shape[1])
 
 
+def _thinned(labelled: int) -> list[str]:
+    """What a reader who compares with a published robustness index must know."""
+    if labelled <= MAX_TILES:
+        return []
+    return [
+        f"Neighbours are looked up among about {MAX_TILES:,} of {labelled:,} labelled tiles, whole places drawn by the "
+        "seed: at the same k the robustness index is not that of all tiles."
+    ]
+
+
 def _facts(tiles: PairedSet, spec: RobustnessSpec, index: IntArray | None, reference: str) -> dict[str, Any]:
     frame = tiles.frame
     return {
@@ -300,12 +310,12 @@ def _facts(tiles: PairedSet, spec: RobustnessSpec, index: IntArray | None, refer
         "conditions": list(tiles.conditions),
         "scanners": sorted(frame["scanner"].unique()) if "scanner" in frame else [],
         "stainings": sorted(frame["stain"].unique()) if "stain" in frame else [],
-        "sites": sorted(frame["site"].unique()) if "site" in frame else [],
+        "sites": sorted(set(tiles.column("site", tiles.known("site")).tolist())) if "site" in frame else [],
         "classes": sorted(frame["label"].iloc[tiles.labelled()].unique()) if "label" in frame else [],
         "resampled": tiles.unit_column(),
         "kept_apart": tiles.apart_column(),
         "reference": reference,
-        "notes": list(tiles.notes),
+        "notes": [*tiles.notes, *_thinned(len(tiles.labelled()))],
         "settings": asdict(spec),
         "tiles_fingerprint": tiles.fingerprint,
         "versions": {

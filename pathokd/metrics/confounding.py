@@ -75,7 +75,7 @@ def confounded_accuracy(
         features: (n, d), used as they are; scale them before if need be.
         bio: (n,) biological class of each tile.
         confounder: (n,) centre or scanner of each.
-        groups: (n,) slide of each, never on two sides; None takes each tile for itself.
+        groups: (n,) slide of each, each of one centre, never on two sides; None takes each tile for itself.
         out_of_domain: Centres that are tested on only.
         splits: How many, with V rising in equal steps from 0.
         repetitions: Deals of slides, each with all splits.
@@ -86,8 +86,8 @@ def confounded_accuracy(
         Accuracies: recall, averaged over centres and then over classes.
 
     Raises:
-        ValueError: Labels that do not fit, features that are not finite, a class that a centre lacks, fewer than
-            three slides of a class in a centre, or numbers out of range.
+        ValueError: Labels that do not fit, features that are not finite, a class that a centre lacks, a group in two
+            centres, fewer than three slides of a class in a centre, or numbers out of range.
 
     Reference:
         Koemen et al. 2025, "Towards Robust Foundation Models for Digital Pathology" (PathoROB), average performance
@@ -106,6 +106,8 @@ def confounded_accuracy(
     outside = np.isin(confounder, list(out_of_domain))
     inside = np.flatnonzero(~outside)
     _check_complete(bio[inside], confounder[inside])
+    if groups is not None:
+        _check_nested(groups, confounder)
     y = np.unique(bio, return_inverse=True)[1]
     z = np.unique(confounder, return_inverse=True)[1]
     scores, v = np.full((2, splits, repetitions), np.nan), np.empty((splits, repetitions))
@@ -250,3 +252,16 @@ def _check_complete(bio: Labels, confounder: Labels) -> None:
                 f"class {c!s} has no tiles in centre {missing[0]!s}, but a balanced split needs every class in every "
                 "centre; leave one of them out."
             )
+
+
+def _check_nested(groups: Labels, confounder: Labels) -> None:
+    """Centres deal their slides each for itself: one in two centres might train in one and be tested in the other."""
+    group, centre = (np.unique(column, return_inverse=True)[1] for column in (groups, confounder))
+    pairs = np.unique(np.stack([group, centre], axis=1), axis=0)
+    twice = np.flatnonzero(np.bincount(pairs[:, 0]) > 1)
+    if len(twice):
+        row = int(np.flatnonzero(group == twice[0])[0])
+        raise ValueError(
+            f"{len(twice)} groups lie in two centres or more (the first is {groups[row]!s}), so their tissue would be "
+            "both trained on and tested: take each group's tiles from one centre."
+        )

@@ -14,7 +14,7 @@ from PIL import Image
 from pathokd.errors import StoreError
 from pathokd.files import atomic_path, check_header, make_header, write_json, write_text
 from pathokd.phantom.layout import ClassMap
-from pathokd.phantom.pyramid import write_pyramid
+from pathokd.phantom.pyramid import check_tile, write_pyramid
 from pathokd.phantom.scanner import get_scanner, render
 from pathokd.phantom.scene import check_size, make_scene
 from pathokd.phantom.stain import get_staining
@@ -49,7 +49,8 @@ class CohortSpec:
                 f"{self.stainings} and scanners {self.scanners}: name at least one of each."
             )
         # All that making a slide would refuse: by then the folder is claimed, and with overwrite the old slides gone.
-        check_size(self.size_um, self.margin_um)
+        check_size(self.size_um, self.margin_um, self.region_um, self.scene_mpp)
+        check_tile(self.tile_px)
         if self.seed < 0 or (self.quality is not None and not 1 <= self.quality <= 100):
             raise ValueError(
                 f"seed must not be negative and quality must lie in 1..100, got {self.seed} and {self.quality}."

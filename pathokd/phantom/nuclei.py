@@ -139,7 +139,8 @@ def stamp(
         outline = 1.0 + sum(waves[i, k] * np.cos((k + 2) * phi + phases[i, k]) for k in range(3))
         depth = (outline - np.hypot(u, v)) * short  # microns inside the outline, near enough
         body = smoothstep(depth, -float(focus[i]), float(focus[i]))
-        clumps = tile[offsets[i, 0] :, offsets[i, 1] :][: depth.shape[0], : depth.shape[1]]
+        part = (np.arange(size) + start for size, start in zip(depth.shape, offsets[i], strict=True))
+        clumps = tile[np.ix_(*(where % len(tile) for where in part))]  # the tile is periodic
         h = body * (kind.body + kind.chromatin * clumps)
         if kind.membrane:
             h = h + kind.membrane * np.exp(-(((depth - 0.45) / (0.25 + focus[i] / 2)) ** 2))

@@ -61,8 +61,7 @@ def write_pyramid(
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise ValueError(f"rgb must be (rows, columns, 3) uint8, got {rgb.shape} {rgb.dtype}: convert the image first.")
-    if tile_px < 16 or tile_px % 16:
-        raise ValueError(f"tile_px must be a multiple of 16, got {tile_px}: try {max(16, round(tile_px / 16) * 16)}.")
+    check_tile(tile_px)
     if any(downsample <= 1 for downsample in downsamples):
         raise ValueError(f"downsamples of further levels must exceed 1, got {tuple(downsamples)}.")
     levels = [rgb, *_reduce(rgb, downsamples)]
@@ -88,6 +87,12 @@ def write_pyramid(
                 )
         _name_jpeg(part)
     return Path(path)
+
+
+def check_tile(tile_px: int) -> None:
+    """Raise ValueError for tiles that TIFF cannot hold."""
+    if tile_px < 16 or tile_px % 16:
+        raise ValueError(f"tile_px must be a multiple of 16, got {tile_px}: try {max(16, round(tile_px / 16) * 16)}.")
 
 
 def write_strips(

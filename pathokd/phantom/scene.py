@@ -65,13 +65,17 @@ class Scene:
         return np.ascontiguousarray(self.class_map[np.ix_(at, at)])
 
 
-def check_size(size_um: Microns, margin_um: Microns) -> None:
-    """Raise ValueError for a field that cannot hold tissue."""
+def check_size(size_um: Microns, margin_um: Microns, region_um: Microns, mpp: Mpp) -> None:
+    """Raise ValueError for a field, regions or dye maps that cannot hold tissue."""
     if size_um < 60 or not 0 <= margin_um < size_um / 3:
         raise ValueError(
             f"size_um must be at least 60 and margin_um under a third of it, got {size_um} and {margin_um}: "
             "enlarge the field or narrow the margin."
         )
+    if not region_um > 0:
+        raise ValueError(f"region_um must be above 0, got {region_um}: 320 is the default.")
+    if not 0.1 <= mpp <= 1.0:
+        raise ValueError(f"mpp of the dye maps must lie in 0.1 to 1 um/px, got {mpp}: 0.25 to 0.35 suits 20x scanners.")
 
 
 def make_scene(
@@ -97,9 +101,7 @@ def make_scene(
     Raises:
         ValueError: a size, margin or resolution that cannot hold tissue, or a class map of the wrong shape.
     """
-    check_size(size_um, margin_um)
-    if not 0.1 <= mpp <= 1.0:
-        raise ValueError(f"mpp of the dye maps must lie in 0.1 to 1 um/px, got {mpp}: 0.25 to 0.35 suits 20x scanners.")
+    check_size(size_um, margin_um, region_um, mpp)
     side = round(size_um / layout.MAP_MPP)
     if class_map is None:
         class_map = layout.make_layout(np.random.default_rng([seed, 1]), size_um, margin_um, region_um)

@@ -1,5 +1,6 @@
 """The comparison as JSON, with flat keys that a program can check."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,4 +88,6 @@ def _retrieval(score: RetrievalScore | None, name: str) -> dict[str, Any]:
 
 
 def _round(value: Any) -> Any:
-    return round(value, DIGITS) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return round(value, DIGITS) if math.isfinite(value) else None

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pathokd.evaluate.bootstrap import balanced_accuracy_interval, weighted_mean_interval
+from pathokd.evaluate.resampling import Resampler, percentiles
 
 
 def test_balanced_accuracy_equals_a_plain_loop() -> None:
@@ -41,3 +42,11 @@ def test_weighted_mean_covers_its_mean_and_is_reproducible() -> None:
     assert (low, high) == weighted_mean_interval(values, weights, groups, seed=1)
     # Normal theory: half-width about 1.96 sd / sqrt(n) for independent values.
     assert (high - low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(200), rel=0.35)
+
+
+def test_one_group_gives_no_interval() -> None:
+    """It came out as a point, (0.5, 0.5): certainty from a single slide."""
+    truth, predicted, one = np.array(list("aabb")), np.array(list("abab")), np.zeros(4)
+    assert np.isnan(balanced_accuracy_interval(truth, predicted, one, 0)).all()
+    assert np.isnan(weighted_mean_interval(np.arange(4.0), np.ones(4), one, 0)).all()
+    assert np.isnan(percentiles(Resampler(one).means(np.arange(4.0)))).all()

@@ -15,6 +15,7 @@ import pytest
 from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
 from pathokd.errors import ManifestError, StoreError
+from pathokd.evaluate import paired_features
 from pathokd.evaluate.paired_features import holds_features, model_features, stored_features
 from pathokd.evaluate.paired_readers import _tiles, open_pairs
 from pathokd.evaluate.paired_set import PairedSet, prepare
@@ -189,6 +190,38 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
 
 
+def test_overwriting_that_was_cut_off_leaves_nothing_of_the_old_model(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header named the new model at once, so the next run took the blocks of the old one for its own."""
+    monkeypatch.setattr(paired_features, "BLOCK", 100)
+    tiles = open_pairs(packed.folder)
+    teacher, student = (Embedder(encoders[name], batch_size=32) for name in ("teacher", "student"))
+    model_features("m", teacher, tiles, tmp_path / "cache")
+    real = paired_features._embed_block
+
+    def cut_off(embedder: Embedder, tiles: PairedSet, cache: Path, start: int, *rest: Any) -> None:
+        if start:
+            raise KeyboardInterrupt
+        real(embedder, tiles, cache, start, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paired_features, "_embed_block", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            model_features("m", student, tiles, tmp_path / "cache", overwrite=True)
+    every = np.arange(len(tiles))
+    found = model_features("m", student, tiles, tmp_path / "cache").load(every)
+    assert np.array_equal(found, model_features("m", student, tiles, tmp_path / "other").load(every))
+
+
+@pytest.mark.parametrize("change", [{"x": 1}, {"y": 8}, {"mpp_level0": 0.01}])
+def test_kept_features_are_not_those_of_other_places(change: dict[str, float]) -> None:
+    """A registration that was corrected (x and y of a slide) got the features of the old places."""
+    frame = pd.DataFrame({**GOOD, "x": [0, 8, 0, 8], "y": 0, "mpp": 0.5, "mpp_level0": 0.25})
+    moved = frame.assign(**{name: frame[name] + by * (frame["scanner"] == "B") for name, by in change.items()})
+    assert prepare(moved, "moved").fingerprint != prepare(frame, "before").fingerprint
+
+
 def test_kept_features_are_not_those_of_other_pictures(
     packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
 ) -> None:
@@ -245,6 +278,10 @@ GOOD = {"pair_id": ["p", "q", "p", "q"], "stain": ["HE"] * 4, "scanner": ["A", "
         ({"pair_id": ["p", "", "p", ""]}, "2 rows have no pair_id"),
         ({"scanner": ["A"] * 4, "pair_id": list("pqrs")}, r"one staining and one scanner only \(HE_A\)"),
         ({"scanner": list("ABAC"), "pair_id": list("ppqq")}, "only 0 places are seen under all 3 conditions"),
+        (
+            {"label_share": ["0.9", "most", "", ""]},
+            "should hold numbers in the column label_share, got 'most' in row 2",
+        ),
     ],
 )
 def test_bad_manifests(columns: dict[str, list[str]], sentence: str, tmp_path: Path) -> None:
@@ -381,6 +418,52 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
     (tmp_path / "text.npy").write_text(json.dumps([1, 2]))
     with pytest.raises(StoreError, match=r"should be a \.npy file"):
         read_index(tmp_path / "text.npy", tiles)
+
+
+def test_tiles_off_their_slide_are_not_white_ones(packed: PackedTiles, tmp_path: Path) -> None:
+    """A table of exported tiles with their x and y in the slide was read as places of each tile: all white."""
+    for scanner, shade in (("A", 50), ("B", 90)):
+        for n in range(2):
+            (tmp_path / f"{n}{scanner}.png").write_bytes(png_bytes(np.full((224, 224, 3), shade, np.uint8)))
+    frame = pd.DataFrame({**GOOD, "path": ["0A.png", "1A.png", "0B.png", "1B.png"], "x": [0, 224, 0, 224], "y": 0})
+    frame.assign(mpp_level0=0.5).to_csv(tmp_path / "pairs.csv", index=False)
+    read = open_pairs(tmp_path / "pairs.csv").read
+    assert read is not None
+    assert read(0).max() == 50
+    with pytest.raises(ManifestError, match=r"1A\.png has no tile at x = 224, y = 0, which is off the slide"):
+        read(1)
+    frame.assign(mpp_level0=0.5, x=[-223, 223, 0, 0]).to_csv(tmp_path / "pairs.csv", index=False)
+    read = open_pairs(tmp_path / "pairs.csv").read
+    assert read is not None
+    assert [read(row).min() for row in range(2)] == [50, 50]  # a sliver of the slide, the rest white
+
+
+def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
+    """An empty cell was Python's "could not convert string to float"."""
+    pd.DataFrame({**GOOD, "label": list("abab"), "label_share": ["0.9", "", "0.7", "0.1"]}).to_csv(
+        tmp_path / "pairs.csv", index=False
+    )
+    assert open_pairs(tmp_path / "pairs.csv").labelled().tolist() == [0, 2]
+
+
+def test_two_names_of_one_column(tmp_path: Path) -> None:
+    """Both became `site`, and pandas spoke of a DataFrame."""
+    frame = pd.DataFrame({"label": list("abab"), "hospital": list("XXYY"), "medical_center": list("UUVV")})
+    frame.to_csv(tmp_path / "tiles.csv", index=False)
+    assert open_pairs(tmp_path / "tiles.csv").frame["site"].tolist() == list("UUVV")
+
+
+def test_parquet_that_is_not_plism(tmp_path: Path) -> None:
+    tiles = pd.DataFrame({"slide_id": "HE_A_to_x.tif", "tile_id": ["t_0_1_1", "t_0_1_1"], "png": b""})
+    for frame, sentence in (
+        (pd.DataFrame(GOOD), "lacks the columns slide_id, tile_id, png: pass a paired manifest by its own path"),
+        (tiles, r"holds tile t_0_1_1 of HE_A_to_x\.tif twice \(1 such rows\)"),
+        (None, "no readable Parquet file"),
+    ):
+        path = tmp_path / "tiles.parquet"
+        path.write_bytes(b"PAR1") if frame is None else frame.to_parquet(path)
+        with pytest.raises(ManifestError, match=sentence):
+            open_pairs(tmp_path)
 
 
 def test_tiles_of_unknown_site_are_left_out_and_counted() -> None:

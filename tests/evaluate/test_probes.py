@@ -53,6 +53,15 @@ def test_nearest_equals_sklearn_on_unit_rows() -> None:
     assert 0.4 < balanced_accuracy_score(test_y, got) < 1.0
 
 
+def test_nearest_are_told_apart_beside_a_large_common_part() -> None:
+    """In single precision 62 % of these tiles got another class than in double."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 400)
+    x = rng.standard_normal((400, 64)) + 3 * np.eye(64)[y] + 3000
+    single = predict_nearest(x[:200].astype(np.float32), y[:200], x[200:].astype(np.float32))
+    assert (single == predict_nearest(x[:200], y[:200], x[200:])).mean() > 0.95
+
+
 def test_held_out_cases_expose_what_is_only_case_colour() -> None:
     """Features that encode the case alone: perfect within a case, useless in a new one."""
     case = np.arange(120) // 30

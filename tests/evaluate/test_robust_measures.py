@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from pathokd.evaluate import robust_views
+from pathokd.evaluate import robust_neighbours, robust_views
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.resampling import Measure, Resampler
@@ -16,6 +17,7 @@ from pathokd.evaluate.robust_neighbours import Settings, crossed, margin_draws, 
 from pathokd.evaluate.robust_probes import measure_probes, thin
 from pathokd.evaluate.robust_retrieval import measure_retrieval
 from pathokd.evaluate.robust_views import measure_views
+from pathokd.metrics.confounding import ConfoundedAccuracy, average_performance_drop
 from pathokd.metrics.neighbours import typed_neighbours
 from pathokd.metrics.robustness import robustness_index, summarise_margins
 
@@ -119,6 +121,33 @@ def test_robustness_index_pools_stainings() -> None:
     assert shares.to_numpy() == pytest.approx(1.0)
 
 
+def test_mari_has_one_scale_for_all_stainings() -> None:
+    """Weights of each staining were to a factor of their own, exp of its smallest distance, and added up all the same.
+
+    So two tiles that look alike took weight from all others of their staining.
+    """
+    tiles, place, other = made()
+    x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)
+    violet = (tiles.frame["stain"] == "violet").to_numpy()
+    x[violet] += 1.5 * other[violet, None]
+    first, second = np.flatnonzero(violet & (tiles.frame["case"].isin(["c0", "c1"]).to_numpy()))[[0, -1]]
+    x[second] = x[first]
+    x = x.astype(np.float32)
+    d, so, os = [], [], []
+    for stain in ("HE", "violet"):
+        rows = np.flatnonzero(tiles.frame["stain"] == stain)
+        columns = [tiles.column(name, rows) for name in ("label", "scanner", "case")]
+        near = typed_neighbours(torch.from_numpy(x[rows]), *columns, k=5)
+        d += near.distance.flatten().tolist()
+        so += near.share[..., 1].flatten().tolist()
+        os += near.share[..., 2].flatten().tolist()
+    distance, SO, OS = np.array(d), np.array(so), np.array(os)
+    weight = np.exp(-distance / np.median(distance[SO + OS > 0]))
+    few = Settings(k=5, clusters=(2,), trials=1, splits=2, repetitions=2, strengths=(1.0,))
+    got = value(measure_neighbours(model(x), tiles, few).measures, "mari", "scanner")
+    assert got.value == pytest.approx(weight @ SO / (weight @ (SO + OS)), abs=1e-4)
+
+
 def test_margins_under_the_draw_that_takes_each_once() -> None:
     margin = np.random.default_rng(0).standard_normal(101)
     margin[4] = np.nan
@@ -176,6 +205,64 @@ def test_the_performance_drop_is_over_all_stainings() -> None:
     assert both.value == pytest.approx((of("violet").value + of("HE").value) / 2)
     assert both.n == of("violet").n + of("HE").n
     assert both.n_groups == 8
+
+
+def apart_under_confounding(
+    tiles: PairedSet, confounder: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[set[str], list[int]]:
+    """Which groups the training sets of APD keep apart, and under how many centres each is."""
+    seen: list[tuple[np.ndarray, ...]] = []
+    monkeypatch.setattr(robust_neighbours, "confounded_accuracy", lambda *labels, **_: seen.append(labels))
+    rows = np.arange(len(tiles))
+    robust_neighbours._confounded(np.arange(2.0 * len(rows)).reshape(-1, 2), rows, tiles, confounder, Settings())
+    ((_, _, values, groups),) = seen
+    return set(groups), [len(set(values[groups == g])) for g in set(groups)]
+
+
+def test_training_and_test_under_confounding_share_no_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer cases than intervals need, places were dealt, and a case was both trained on and tested."""
+    rows = [{"label": label, "case": f"c{c}", "scanner": s} for c in range(7) for label in "ab" for s in "AB"]
+    cases = {f"c{c}" for c in range(7)}
+    frame = pd.DataFrame(rows * 2)
+    unpaired = prepare(frame.assign(site="X"), "unpaired")
+    groups, centres = apart_under_confounding(unpaired, "scanner", monkeypatch)
+    assert groups == cases
+    assert centres == [1] * 7
+    place = [f"p{n // 4}{n % 4 // 2}" for n in range(len(rows))] * 2
+    paired = prepare(frame.assign(pair_id=place, stain=["HE"] * 28 + ["violet"] * 28), "paired")
+    groups, centres = apart_under_confounding(paired, "scanner", monkeypatch)
+    assert groups == cases
+    assert centres == [1] * 7
+
+
+def test_cases_of_one_site_all_take_part_under_confounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was given a site by lot, and left out where that was not its own."""
+    rows = [
+        {"pair_id": f"p{c}{label}", "label": label, "case": f"c{c}", "scanner": s, "site": f"s{c % 2}"}
+        for c in range(12)
+        for label in "ab"
+        for s in "AB"
+    ]
+    groups, centres = apart_under_confounding(prepare(pd.DataFrame(rows), "sites"), "site", monkeypatch)
+    assert groups == {f"c{c}" for c in range(12)}
+    assert centres == [1] * 12
+
+
+def test_the_interval_of_the_performance_drop_is_as_wide_as_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Percentiles of draws from five repetitions covered the truth in 85 % of cases, not in 95 %."""
+    tiles, x, _ = made()
+    curves: list[pd.DataFrame] = []
+    settings, part = Settings(repetitions=5), (torch.from_numpy(x), np.arange(len(tiles)))
+    for seed in range(3):
+        accuracies = np.random.default_rng(seed).uniform(0.7, 0.9, (settings.splits, 5))
+        one = ConfoundedAccuracy(np.linspace(0, 1, settings.splits), accuracies, None, 9, 9, 0)
+        monkeypatch.setattr(robust_neighbours, "_confounded", lambda *_, one=one: one)
+        (got,) = robust_neighbours._confounding([part[0]], [part[1]], tiles, "scanner", settings, curves)
+        low, high = average_performance_drop(accuracies).ci
+        assert got.interval[1] - got.interval[0] == pytest.approx(high - low, rel=0.15)
+        curve = curves[-1].iloc[2]
+        want = stats.t.interval(0.95, 4, loc=accuracies[2].mean(), scale=stats.sem(accuracies[2]))
+        assert (curve["low"], curve["high"]) == pytest.approx(want)
 
 
 def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
@@ -248,6 +335,22 @@ def test_a_site_of_one_case_is_no_robustness() -> None:
     assert ("site predictability", "too few cases to hold some out of site C") in found.not_shown
     two = prepare(tiles.frame[tiles.frame["site"] != "C"], "made up")
     assert value(measure_probes(model(x[:120]), two).measures, "site_predictability", "site").value == 1.0
+
+
+def test_an_empty_cell_is_no_site() -> None:
+    """Registered tiles of unknown site were a site of their own, to be told apart and to be robust against."""
+    tiles, x, _ = made()
+    site = (tiles.frame["case"].str[1:].astype(int) % 2).map({0: "X", 1: ""})
+    some = prepare(tiles.frame.drop(columns=["condition", "key"]).assign(site=site), "sites")
+    assert (some.varies("site"), some.varies("scanner"), some.varies("no such column")) == (False, True, False)
+    few = Settings(k=5, clusters=(2,), trials=1, splits=2, repetitions=2, strengths=(1.0,))
+    found = [*measure_neighbours(model(x), some, few).measures, *measure_probes(model(x), some).measures]
+    assert not [m for m in found if "site" in (*m.name.split("_"), *m.group.split())]
+    third = prepare(some.frame.assign(site=site.mask(tiles.frame["case"].isin(["c1", "c5"]), "Y")), "three")
+    rows = third.known("site")
+    assert set(third.column("case", rows)) == {"c0", "c1", "c2", "c4", "c5", "c6"}
+    (told,) = [m for m in measure_probes(model(x), third).measures if m.name == "site_predictability"]
+    assert told.n == len(rows)
 
 
 def test_the_site_is_not_told_by_cases_already_seen() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from pathokd.cli.main import main
 from pathokd.errors import ManifestError, StoreError
+from pathokd.evaluate import robustness
 from pathokd.evaluate.paired_features import stored_features
 from pathokd.evaluate.paired_readers import open_pairs
 from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
@@ -78,6 +79,15 @@ def test_numbers_are_their_definitions(manifest: Path, tmp_path: Path) -> None:
     assert (table["n"] > 0).all()
     inside = table.dropna(subset=["low", "high", "value"])
     assert (inside["low"] <= inside["high"]).all()
+
+
+def test_a_gallery_thinned_out_is_said(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of 6,000 of PathoROB's 22,402 tiles stood beside its published k without a word."""
+    tiles = open_pairs(manifest)
+    assert robustness._facts(tiles, FAST, None, "m")["notes"] == []
+    monkeypatch.setattr(robustness, "MAX_TILES", 100)
+    (note,) = robustness._facts(tiles, FAST, None, "m")["notes"]
+    assert "among about 100 of 160 labelled tiles" in note
 
 
 def test_a_constant_model_scores_chance(manifest: Path, tmp_path: Path) -> None:

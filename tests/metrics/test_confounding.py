@@ -199,6 +199,8 @@ def test_errors_say_what_to_do() -> None:
         confounded_accuracy(np.where(x > 2, np.nan, x), bio, centre, slide)
     with pytest.raises(ValueError, match="a class, a centre and a group per row"):
         confounded_accuracy(x, bio[1:], centre, slide)
+    with pytest.raises(ValueError, match=r"1 groups lie in two centres or more \(the first is 0\)"):
+        confounded_accuracy(x, bio, centre, np.where(slide == slide[centre == "B"][0], 0, slide))
     with pytest.raises(ValueError, match="at least one repetition"):
         confounded_accuracy(x, bio, centre, slide, repetitions=0)
     with pytest.raises(ValueError, match="needs 2 splits"):

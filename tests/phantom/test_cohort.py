@@ -130,6 +130,9 @@ def test_shipped_cohort_matches_the_code() -> None:
         ({"size_um": -3.0}, "size_um must be at least 60"),
         ({"seed": -1}, "seed must not be negative"),
         ({"quality": 0}, "quality must lie in 1..100, got 0 and 0"),
+        ({"tile_px": 100}, "tile_px must be a multiple of 16, got 100"),
+        ({"scene_mpp": 3.0}, "mpp of the dye maps must lie in 0.1 to 1"),
+        ({"region_um": 0.0}, "region_um must be above 0"),
     ],
 )
 def test_a_run_that_cannot_be_claims_no_folder(tmp_path: Path, changes: dict, message: str) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, pdist
 
-from pathokd.phantom.nuclei import LYMPHOCYTE, NucleusKind, discs, stamp
+from pathokd.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, NucleusKind, discs, stamp
 from pathokd.phantom.sheet import Sheet, cell_field, lookup, scatter
 
 
@@ -65,6 +65,15 @@ def test_nuclei_at_and_beyond_the_rim_are_cut_off() -> None:
     stamp(sheet, np.random.default_rng(0), LYMPHOCYTE, at)
     assert sheet.haematoxylin[0, 0] > 0.3
     assert np.isfinite(sheet.haematoxylin).all()
+
+
+def test_nuclei_on_the_finest_grid() -> None:
+    """A long nucleus is wider than what is left of the noise tile there, which was a broadcast error of numpy's."""
+    sheet = blank(400, 0.1)
+    at = np.random.default_rng(0).uniform(18.0, 22.0, (20, 2))
+    stamp(sheet, np.random.default_rng(1), FIBROBLAST, at)
+    assert sheet.haematoxylin.max() > 0.3
+    assert sheet.haematoxylin[0].max() == 0
 
 
 def test_red_cells_displace_eosin() -> None:

@@ -100,6 +100,9 @@ def test_summary_has_the_promised_keys(comparison: dict[str, ModelScores], tmp_p
         "n": 512,
     }
     assert "fidelity" not in comparison_summary(comparison)
+    student = comparison["student"]
+    unknown = student._replace(probe=student.probe._replace(ci=(float("nan"), float("nan"))))  # of one group
+    assert write_summary(tmp_path / "one.json", {"student": unknown})["student"]["probe_ci"] == [None, None]
 
 
 def test_fidelity_is_one_sentence() -> None:
