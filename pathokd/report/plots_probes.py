@@ -120,14 +120,15 @@ def severity(table: pd.DataFrame, what: str, models: Sequence[str]) -> Figure:
         made, axes = grid(rows, columns, 1.65, 1.45)
         flat = [ax for row in axes for ax in row]
         clean = table[table["change"] == "clean"]
-        bottom = float(table[what].min())
+        bottom = float(table[what].min()) - 0.08
+        bottom = max(-0.05, bottom) if what == "accuracy" else bottom
         for ax, change in zip(flat, changes, strict=False):
             part = pd.concat([clean, table[table["change"] == change]])
             if what == "cosine":
                 part = part.assign(low=np.nan, high=np.nan)
             lines(ax, part, "severity", models, what)
             ax.set_title(change, loc="left", fontsize=8.5)
-            ax.set(xlim=(-0.05, 1.05), ylim=(max(-0.05, bottom - 0.08), 1.02), xticks=[0, 0.5, 1])
+            ax.set(xlim=(-0.05, 1.05), ylim=(bottom, 1.02), xticks=[0, 0.5, 1])
             ax.tick_params(labelsize=7)
         for ax in flat[max(0, len(changes) - columns) : len(changes)]:
             ax.set_xlabel("severity", fontsize=8)
@@ -156,7 +157,8 @@ def turns(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
                 dots(ax, part, y, color=colour[model], marker=marker[model], ms=5, elinewidth=1.2, label=named(model))
             ax.set_yticks(range(len(groups)), groups if ax is axes[0][0] else [""] * len(groups))
             ax.invert_yaxis()
-            ax.set_xlim(right=1 + 0.03 * (1 - float(table["low"].min())) + 1e-3)
+            lowest = float(np.nanmin(table[["low", "value"]]))  # one group has no interval
+            ax.set_xlim(right=1 + 0.03 * (1 - lowest) + 1e-3)
             ax.grid(axis="x")
             ax.set_title(f"{title} of a tile with its turned copy", loc="left")
         legend(made, axes[0][1])

@@ -13,9 +13,10 @@ from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import prepare
 from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
 from pathokd.metrics.aggregate import Condition
-from pathokd.report import plots_models, plots_pairs
+from pathokd.report import plots_models, plots_pairs, plots_probes
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
+from pathokd.report.robustness import write_robustness
 from pathokd.report.style import colours, markers, styled
 
 PLACES = 24
@@ -295,3 +296,34 @@ def test_names_beneath_tiles_do_not_run_into_each_other() -> None:
     boxes = [text.get_window_extent() for ax in made.axes for text in ax.texts]
     assert len(boxes) == 4
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_what_an_earlier_run_left_is_not_read_as_part_of_this_one(two: Robustness, tmp_path: Path) -> None:
+    (tmp_path / "severity.csv").write_text("change,severity\nblur,1\n", encoding="utf-8")
+    write_robustness(two, tmp_path)
+    assert not (tmp_path / "severity.csv").exists()
+    assert (tmp_path / "measures.csv").exists()
+
+
+def test_no_interval_and_a_wide_one_are_not_called_equal(two: Robustness) -> None:
+    differences = two.tables["differences"]
+    probe = differences["name"] == "probe_accuracy"
+    wide = differences.assign(low=differences["low"].mask(probe, -0.4), high=differences["high"].mask(probe, 0.4))
+    (sentence,) = headlines(two._replace(tables={**two.tables, "differences": wide}))
+    assert "does not clearly know more or less about tissue" in sentence
+    (sentence,) = headlines(two._replace(tables={**two.tables, "differences": wide.assign(low=np.nan, high=np.nan)}))
+    assert "(? to ?)" in sentence
+    assert "nan" not in sentence
+
+
+def test_turns_without_intervals_and_negative_cosines_are_drawn() -> None:
+    rows = [
+        {"name": n, "group": g, "model": "m", "value": 0.5, "low": np.nan, "high": np.nan}
+        for n in ("turn_cosine", "turn_top1")
+        for g in ("90", "180")
+    ]
+    FigureCanvasAgg(plots_probes.turns(pd.DataFrame(rows), ["m"])).draw()
+    table = pd.DataFrame(
+        [{"change": "clean", "severity": 0.0, "cosine": 1.0}, {"change": "blur", "severity": 1.0, "cosine": -0.6}]
+    ).assign(model="m", accuracy=0.5, low=0.4, high=0.6)
+    assert plots_probes.severity(table, "cosine", ["m"]).axes[0].get_ylim()[0] < -0.6
