@@ -22,6 +22,8 @@ def quickstart(*, out: str = "runs/quickstart", steps: int | None = None, overwr
         steps: Optimiser steps; by default what configs/distill/quickstart.yaml says.
         overwrite: Start over although the folder holds an earlier quickstart.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps should be at least 1, got {steps}.")
     started = time.monotonic()
     folder = _prepare(Path(out), overwrite)
     teacher = ROOT / "tile_data/teacher"

@@ -89,7 +89,8 @@ def robustness(
 
 def _named(text: str) -> tuple[str, str]:
     name, _, model = text.partition("=")
-    return (name, model) if model else (Path(text).stem, text)
+    named = model and "/" not in name  # a path may hold an equals sign
+    return (name, model) if named else (Path(text).stem, text)
 
 
 def _open(

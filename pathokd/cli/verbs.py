@@ -428,7 +428,8 @@ def compare(
 
 def _named(text: str) -> tuple[str, str]:
     name, _, model = text.partition("=")
-    return (name, model) if model else (Path(text).name, text)
+    named = model and "/" not in name  # a path may hold an equals sign
+    return (name, model) if named else (Path(text).name, text)
 
 
 def _head_of(teacher: str, heads: Iterable[str]) -> str | None:

@@ -34,7 +34,8 @@ def paint_tiles(
     canvas = np.asarray(255 - (255 - picture.rgb) // 3, np.uint8)
     # `patch_size_level0` is rounded, which would leave seams between squares.
     side = coords_attrs["patch_size"] * coords_attrs["mpp_target"] / coords_attrs["mpp_level0"] / picture.downsample
-    width = side * (1 - coords_attrs["overlap"] / coords_attrs["patch_size"])
+    overlap = max(coords_attrs["overlap"], 0)  # negative where a stride leaves gaps, which nobody looked at
+    width = side * (1 - overlap / coords_attrs["patch_size"])
     corners = np.asarray(coords) / picture.downsample + (side - width) / 2
     for (x, y), colour in zip(corners[shown], colours[shown], strict=True):
         first, last = (round(x), round(y)), (math.ceil(x + width) - 1, math.ceil(y + width) - 1)

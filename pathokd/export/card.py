@@ -26,8 +26,13 @@ tags: [pathology, knowledge-distillation, pathokd]
 ---
 # {{ card.name }}
 
+{% if untrained -%}
+A vision transformer with random weights, written by pathokd {{ version }}: a control that has learnt nothing.
+{%- else -%}
 A vision transformer for H&E tiles, distilled with pathokd {{ version }}{% if teacher %} from {{ teacher }}{%
 endif %}.
+{%- endif %}
+
 
 | | |
 |---|---|
@@ -94,30 +99,36 @@ embedding = readout(features, "{{ card.readout }}")
 """
 
 
-def licence_note(licence: str, teacher: str | None) -> str:
+def licence_note(licence: str, teacher: str | None, *, given: bool = False) -> str:
     """What the teacher's licence means for the student, in words.
 
     Args:
         licence: the licence the student carries.
         teacher: the teacher's name, if it is known.
+        given: it was named at export, in place of the teacher's.
 
     Returns:
         One paragraph. It is a reminder, not legal advice.
     """
     source = f"its teacher {teacher}" if teacher else "its teacher"
+    origin, terms = (
+        (f"as named at export (whether the terms of {source} allow it was not checked)", "these terms")
+        if given
+        else (f"inherited from {source}", "the teacher's terms")
+    )
     words = licence.lower().replace("_", "-")
     non_commercial = "-nc" in words or "non-commercial" in words
     if "-nd" in words:
         forbidden, kept = ("commercial use and ", "private and non-commercial") if non_commercial else ("", "private")
         return (
-            f"{licence}, inherited from {source}: the teacher's terms forbid {forbidden}the sharing of derived works. "
+            f"{licence}, {origin}: {terms} forbid {forbidden}the sharing of derived works. "
             f"Keep this student {kept} unless the teacher's owners allow more."
         )
     if non_commercial:
-        return f"{licence}, inherited from {source}: no commercial use of this student or of what it computes."
+        return f"{licence}, {origin}: no commercial use of this student or of what it computes."
     if words in ("", "unknown"):
         return f"The licence of {source} is not known to pathokd: find it out before sharing this student."
-    return f"{licence}, inherited from {source}: keep its notices when sharing this student."
+    return f"{licence}, {origin}: keep its notices when sharing this student."
 
 
 def render_card(
@@ -129,18 +140,20 @@ def render_card(
     version: str,
     adaptors: Mapping[str, Mapping[str, Any]],
     load_kwargs: str = "",
+    licence_given: bool = False,
 ) -> str:
     """The text of README.md.
 
     Args:
         card: the student's card.
         licence: the licence it carries.
-        facts: `teacher`, `data` (strings) and `metrics` (name to number or text) are shown; other keys are
-            not.
+        facts: `teacher`, `data` (strings) and `metrics` (name to number or text) are shown, and `untrained` says that
+            the weights are random; other keys are not.
         sha256: hash of the weights.
         version: pathokd's version.
         adaptors: settings of each exported head.
         load_kwargs: extra arguments plain timm needs, starting with a comma; usually empty.
+        licence_given: the licence was named at export, and is not the teacher's.
 
     Returns:
         Markdown with a hub header.
@@ -151,11 +164,12 @@ def render_card(
     return environment.from_string(_TEMPLATE).render(
         card=card,
         teacher=teacher,
+        untrained=bool(facts.get("untrained")),
         data=facts.get("data"),
         metrics=metrics,
         mpp="an unstated resolution" if card.mpp is None else f"{card.mpp:g} um per pixel",
         licence=licence,
-        licence_note=licence_note(licence, teacher),
+        licence_note=licence_note(licence, teacher, given=licence_given),
         hub_licence=licence.lower() if licence.lower() in _SPDX else "other",
         sha256=sha256,
         version=version,

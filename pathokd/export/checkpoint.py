@@ -66,6 +66,7 @@ def export_student(
     """
     target = Path(out_dir)
     _refuse_occupied(target, overwrite)
+    licence_given = licence not in (None, "", encoder.card.licence)
     licence = licence or encoder.card.licence
     card = dataclasses.replace(encoder.card, name=name or target.name, licence=licence, source="", key_layout="timm")
     heads = {key: _head_spec(key, module) for key, module in (adaptors or {}).items()}
@@ -90,6 +91,7 @@ def export_student(
             version=__version__,
             adaptors=heads,
             load_kwargs=load_kwargs,
+            licence_given=licence_given,
         )
         write_text(folder / "README.md", text)
         if not load_kwargs:
@@ -256,12 +258,12 @@ def _staged(target: Path) -> Iterator[Path]:
             target.rename(old)
         part.rename(target)
     except (OSError, SafetensorError) as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         raise StoreError(
             f"Cannot write {target}: {getattr(error, 'strerror', None) or error}. Free some space or choose another "
             "output folder; nothing half-written was left behind."
         ) from error
     finally:
+        if old.exists() and not target.exists():  # the second rename failed, or never came
+            old.rename(target)
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -52,8 +52,11 @@ def export_run(
         overwrite: replace an earlier export.
 
     Raises:
+        ValueError: `which`, and `run` is a single checkpoint.
         WeightsError: no checkpoint there, it is none of pathokd's, or it holds no such student.
     """
+    if which is not None and is_checkpoint(run):
+        raise ValueError(f"{run} is one checkpoint: leave `which` ({which}) out, or give the folder of the run.")
     path = find_checkpoint(Path(run), which or (None if student == FIRST else "last"))
     checkpoint = _load(path)
     facts = checkpoint["pathokd"]
@@ -100,7 +103,7 @@ def find_checkpoint(run: Path, which: Which | None = None) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     checkpoint = read_whole(path) if is_sharded(path) else _load_file(path)
-    if checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
+    if not isinstance(checkpoint, dict) or checkpoint.get("pathokd", {}).get("schema") != SCHEMA:
         raise WeightsError(f"{path} was not written by `pathokd fit` (expected schema {SCHEMA!r} in it).")
     return checkpoint
 
@@ -161,7 +164,7 @@ def _measures(logged: Mapping[str, float], students: Collection[str], student: s
 def _public_facts(facts: Mapping[str, Any], path: Path, student: str, untrained: bool) -> dict[str, Any]:
     teachers = {key: teacher["card"]["name"] for key, teacher in facts["teachers"].items()}
     if untrained:
-        return {"teacher": None, "data": "none: random weights, a control", "metrics": {}}
+        return {"untrained": True, "teacher": None, "data": "none: random weights, a control", "metrics": {}}
     return {
         "teacher": ", ".join(teachers.values()),
         "teachers": {

@@ -9,6 +9,7 @@ All processes must write to one folder, so several nodes need a file system that
 """
 
 import contextlib
+import inspect
 import io
 import pickle
 import shutil
@@ -84,7 +85,7 @@ def write_shards(tensors: dict[str, Any], facts: dict[str, Any], path: str | Pat
     name = gather_objects(uuid.uuid4().hex[:8])[0]
     folder = path / name
     with _as_sentences(f"Cannot write {path}", "Free some space or choose another output folder; the last one stays"):
-        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=not dist.is_initialized())
+        save(tensors, storage_writer=FileSystemWriter(folder), **_alone(not dist.is_initialized()))
     trouble: str | None = None
     if process_rank() == 0:  # the others hear of it: one that raises alone lets them wait for ever
         try:
@@ -180,9 +181,14 @@ def _model_entries(folder: Path) -> dict[str, TensorStorageMetadata]:
 def _load(tensors: dict[str, Any], folder: Path, *, alone: bool) -> None:
     try:
         with _as_sentences(f"Cannot read {folder}", "Copy the checkpoint again, or resume with the model it is of"):
-            load(tensors, storage_reader=FileSystemReader(folder), no_dist=alone)
+            load(tensors, storage_reader=FileSystemReader(folder), **_alone(alone))
     except StoreError as error:
         raise WeightsError(str(error)) from error
+
+
+def _alone(alone: bool) -> dict[str, bool]:
+    """Argument of `save` and `load`; early torch (2.6) finds out by itself whether there are other processes."""
+    return {"no_dist": alone} if "no_dist" in inspect.signature(load).parameters else {}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from pathokd.report.style import LINES, colours, markers
 from pathokd.types import FloatArray
 
+LETTER = 0.07
+"""Width of a letter of 8 points, inches."""
+
 
 def word(column: str) -> str:
     """What a column is called in prose."""
@@ -38,9 +41,19 @@ def lines(ax: Axes, table: pd.DataFrame, x: str, models: Sequence[str], y: str =
             ls=LINES[number % len(LINES)],
             capsize=0,
             elinewidth=1,
-            label=model,
+            label=named(model),
         )
     ax.grid(axis="y")
+
+
+def named(name: str) -> str:
+    """A name as a label: matplotlib leaves labels that begin with an underscore out of its legends."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def offset(number: int, count: int, step: float = 0.22) -> float:
+    """How far from its row the mark of one of `count` models lies: never so far that it reaches the next row."""
+    return min(step, 0.8 / count) * (number - (count - 1) / 2)
 
 
 def dots(ax: Axes, part: pd.DataFrame, y: Sequence[float] | FloatArray, **how: Any) -> None:
@@ -57,7 +70,9 @@ def bars(part: pd.DataFrame, y: str = "value") -> FloatArray:
 
 
 def legend(made: Figure, ax: Axes, columns: int = 4) -> None:
-    """The lines of one panel, named below the figure."""
+    """The lines of one panel, named below the figure, in as many columns as the names leave room for."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) > 1:
-        made.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=8)
+        fitting = int(made.get_size_inches()[0] / (0.5 + LETTER * max(map(len, labels))))
+        columns = max(1, min(columns, fitting, len(labels)))
+        made.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import dots, legend
+from pathokd.report.plot_parts import dots, legend, named, offset
 from pathokd.report.style import INK, colours, figure, markers, styled
 
 
@@ -29,10 +29,10 @@ def forest(differences: pd.DataFrame, wanted: Mapping[tuple[str, str], str], ref
                 part = differences[
                     (differences["name"] == key[0]) & (differences["group"] == key[1]) & (differences["model"] == model)
                 ]
-                y = line + 0.22 * (number - (len(models) - 1) / 2)
+                y = line + offset(number, len(models))
                 dots(
                     ax, part, [y] * len(part), color=colour[model], marker=marker[model], ms=5, elinewidth=1.6,
-                    label=model if line == 0 else None,
+                    label=named(model) if line == 0 else None,
                 )  # fmt: skip
         ax.axvline(0, color=INK, lw=1)
         ax.set_yticks(range(len(keys)), [wanted[key].lstrip("-") for key in keys])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathokd.metrics.aggregate import Condition
-from pathokd.report.plot_parts import legend, lines
+from pathokd.report.plot_parts import LETTER, legend, lines
 from pathokd.report.style import FAINT, INK, colours, figure, grid, styled
 from pathokd.types import FloatArray, Rgb
 
@@ -168,7 +168,8 @@ def strips(table: pd.DataFrame, models: Sequence[str], read: Callable[[int], Rgb
         first = table[table["model"] == models[0]]
         places, conditions = list(dict.fromkeys(first["pair_id"])), list(dict.fromkeys(first["condition"]))[:8]
         lines = 0.13 * len(models)
-        made = figure(1.25 * len(conditions) + 0.1, (1.28 + lines) * len(places) + 0.25)
+        words = max(map(len, models)) + 6 if len(models) > 1 else 0  # a name and its cosine
+        made = figure(max(1.25, LETTER * words) * len(conditions) + 0.1, (1.28 + lines) * len(places) + 0.25)
         axes = made.subplots(len(places), len(conditions), squeeze=False)
         made.get_layout_engine().set(h_pad=0.05, rect=(0, 0, 1, 0.985))  # type: ignore[union-attr, call-arg]
         for row, place in enumerate(places):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import dots, legend, lines, word
+from pathokd.report.plot_parts import dots, legend, lines, named, offset, word
 from pathokd.report.style import INK, colours, figure, grid, markers, styled
 
 
@@ -30,10 +30,10 @@ def predictability(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
                 ax.text(chance, line - 0.44, "chance", ha="center", va="bottom", fontsize=8)
             for number, model in enumerate(models):
                 part = table[(table["name"] == name) & (table["model"] == model)]
-                y = line + 0.22 * (number - (len(models) - 1) / 2)
+                y = line + offset(number, len(models))
                 dots(
                     ax, part, [y] * len(part), color=colour[model], marker=marker[model], ms=6, elinewidth=1.6,
-                    label=model if line == 0 else None,
+                    label=named(model) if line == 0 else None,
                 )  # fmt: skip
         ax.set_yticks(range(len(names)), [word(name.removesuffix("_predictability")) for name in names])
         ax.set(xlim=(0, 1.03), ylim=(len(names) - 0.4, -0.7), xlabel="balanced accuracy of a probe; left is robust")
@@ -63,10 +63,10 @@ def transfer(table: pd.DataFrame, condition: str, models: Sequence[str]) -> Figu
                 part = table[table["model"] == model]
                 for home in (True, False):
                     some = part[(part["train"] == part["test"]) == home].groupby("test")[[what, low, high]].mean()
-                    x = np.array([tests.index(t) for t in some.index]) + 0.16 * (number - (len(models) - 1) / 2)
+                    x = np.array([tests.index(t) for t in some.index]) + offset(number, len(models), 0.16)
                     ends = np.stack([some[what] - some[low], some[high] - some[what]]).clip(0)
                     ax.errorbar(
-                        x + (0.0 if home else 0.06),
+                        x + (0.0 if home else min(0.06, 0.3 / len(models))),
                         some[what],
                         yerr=ends,
                         color=colour[model],
@@ -75,7 +75,7 @@ def transfer(table: pd.DataFrame, condition: str, models: Sequence[str]) -> Figu
                         ms=6,
                         lw=0,
                         elinewidth=1,
-                        label=f"{model}, {'same' if home else 'other'} {condition}",
+                        label=f"{named(model)}, {'same' if home else 'other'} {condition}",
                     )
             ax.set_xticks(range(len(tests)), tests)
             ax.set_xlim(-0.6, len(tests) - 0.4)
@@ -120,22 +120,21 @@ def severity(table: pd.DataFrame, what: str, models: Sequence[str]) -> Figure:
         made, axes = grid(rows, columns, 1.65, 1.45)
         flat = [ax for row in axes for ax in row]
         clean = table[table["change"] == "clean"]
-        bottom = float(table[what].min())
+        bottom = float(table[what].min()) - 0.08
+        bottom = max(-0.05, bottom) if what == "accuracy" else bottom
         for ax, change in zip(flat, changes, strict=False):
             part = pd.concat([clean, table[table["change"] == change]])
             if what == "cosine":
                 part = part.assign(low=np.nan, high=np.nan)
             lines(ax, part, "severity", models, what)
             ax.set_title(change, loc="left", fontsize=8.5)
-            ax.set(xlim=(-0.05, 1.05), ylim=(max(-0.05, bottom - 0.08), 1.02), xticks=[0, 0.5, 1])
+            ax.set(xlim=(-0.05, 1.05), ylim=(bottom, 1.02), xticks=[0, 0.5, 1])
             ax.tick_params(labelsize=7)
         for ax in flat[max(0, len(changes) - columns) : len(changes)]:
             ax.set_xlabel("severity", fontsize=8)
         for ax in flat[len(changes) :]:
             ax.set_visible(False)
-        handles, labels = flat[0].get_legend_handles_labels()
-        if len(labels) > 1:
-            made.legend(handles, labels, loc="outside lower center", ncols=len(models), fontsize=9)
+        legend(made, flat[0], len(models))
         return made
 
 
@@ -154,11 +153,12 @@ def turns(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
             groups = list(dict.fromkeys(table["group"]))
             for number, model in enumerate(models):
                 part = table[table["model"] == model]
-                y = np.array([groups.index(g) for g in part["group"]]) + 0.2 * (number - (len(models) - 1) / 2)
-                dots(ax, part, y, color=colour[model], marker=marker[model], ms=5, elinewidth=1.2, label=model)
+                y = np.array([groups.index(g) for g in part["group"]]) + offset(number, len(models), 0.2)
+                dots(ax, part, y, color=colour[model], marker=marker[model], ms=5, elinewidth=1.2, label=named(model))
             ax.set_yticks(range(len(groups)), groups if ax is axes[0][0] else [""] * len(groups))
             ax.invert_yaxis()
-            ax.set_xlim(right=1 + 0.03 * (1 - float(table["low"].min())) + 1e-3)
+            lowest = float(np.nanmin(table[["low", "value"]]))  # one group has no interval
+            ax.set_xlim(right=1 + 0.03 * (1 - lowest) + 1e-3)
             ax.grid(axis="x")
             ax.set_title(f"{title} of a tile with its turned copy", loc="left")
         legend(made, axes[0][1])

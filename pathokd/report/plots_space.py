@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import legend, lines, word
+from pathokd.report.plot_parts import legend, lines, named, word
 from pathokd.report.style import FAINT, colours, grid, markers, styled
 
 TYPE_COLOURS = {"SS": "#009E73", "SO": "#56B4E9", "OS": "#D55E00", "OO": "#8C8C8C"}
@@ -125,7 +125,7 @@ def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
                         marker=marker[name],
                         alpha=0.65,
                         lw=0,
-                        label=name,
+                        label=named(name),
                     )
                 ax.set(xticks=[], yticks=[])
                 if row == 0:

@@ -180,7 +180,7 @@ def _knows(differences: pd.DataFrame, model: str) -> str:
     if rows.empty:
         return ""
     row = rows.iloc[0].to_dict()
-    word = "knows more" if row["low"] > 0 else "knows less" if row["high"] < 0 else "knows about as much"
+    word = "knows more" if row["low"] > 0 else "knows less" if row["high"] < 0 else "does not clearly know more or less"
     return f"; it {word} about tissue, probe accuracy {_change(row)}"
 
 
@@ -223,6 +223,8 @@ def _percent(value: float, *, unit: bool = True) -> str:
 
 
 def _signed(value: float, *, plus: bool = False) -> str:
+    if np.isnan(value):
+        return "?"
     return f"{100 * value:{'+' if plus else ''}.1f}".replace("-", "\u2212")
 
 

@@ -23,6 +23,8 @@ def write_robustness(result: Robustness, out: str | Path) -> None:
         if len(table):
             with atomic_path(folder / f"{name}.csv") as part:
                 table.to_csv(part, index=False)
+        else:  # what an earlier run with other settings left would be read as part of this one
+            (folder / f"{name}.csv").unlink(missing_ok=True)
     kept = {name: _records(result.tables[name]) for name in ("measures", "differences")}
     others = {"models": _records(result.models), "not_shown": _records(result.not_shown)}
     write_json(folder / "robustness.json", {"facts": result.facts, **kept, **others})

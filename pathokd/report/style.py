@@ -34,6 +34,7 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pathokd",
     "font.family": "sans-serif",
+    "text.parse_math": False,  # a dollar in a name is no formula
 }
 
 

@@ -1,6 +1,7 @@
 """The verb from an exported model and stored features to the page, twice, and its sentences."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pandas as pd
 import pytest
 
 from pathokd.cli.main import main
+from pathokd.cli.robustness import _named as named_of_robustness
+from pathokd.cli.verbs import _named as named_of_compare
 from pathokd.data.pack import PackSpec
 from pathokd.data.packed import PackedTiles
 from pathokd.data.simulate import Condition, simulate_tiles
@@ -158,3 +161,18 @@ def test_any_k_gets_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_tiles_that_allow_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*odd(tmp_path, registered=False)) == 1
     assert "Nothing can be measured on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [named_of_robustness, named_of_compare])
+def test_a_path_may_hold_an_equals_sign(named: Callable[[str], tuple[str, str]]) -> None:
+    """`/runs/lr` was taken for the name, and robustness wrote features there."""
+    assert named("/runs/lr=0.1/student") == ("student", "/runs/lr=0.1/student")
+    assert named("a=/runs/lr=0.1/student") == ("a", "/runs/lr=0.1/student")
+
+
+@pytest.mark.parametrize("steps", ["0", "-1"])
+def test_quickstart_refuses_no_steps(steps: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 silently meant the default, and -1 trains without end."""
+    assert main(["quickstart", "--out", str(tmp_path / "q"), "--steps", steps]) == 1
+    assert f"--steps should be at least 1, got {steps}." in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from pathokd.errors import StoreError, WeightsError
-from pathokd.export import export_student, load_adaptors
+from pathokd.export import export_run, export_student, load_adaptors
 from pathokd.export.card import licence_note
 from pathokd.models.build import SWIGLU_ARGS
 from pathokd.models.encoder import Encoder, load_encoder
@@ -185,3 +185,45 @@ def test_export_leaves_the_student_as_it_was(tmp_path: Path) -> None:
     export_student(encoder, tmp_path / "s")
     assert encoder.training
     assert encoder.weights_sha256 == before
+
+
+def test_a_control_is_not_called_distilled(tmp_path: Path) -> None:
+    folder = export_student(student("plain"), tmp_path / "control", facts={"untrained": True, "teacher": None})
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "with random weights" in text
+    assert "distilled with" not in text
+    assert "\n\n| | |\n" in text  # still a table
+
+
+def test_a_licence_named_at_export_is_not_called_inherited(tmp_path: Path) -> None:
+    folder = export_student(student("plain"), tmp_path / "named", facts={"teacher": "h0_mini"}, licence="MIT")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "inherited" not in text
+    assert "MIT, as named at export (whether the terms of its teacher h0_mini allow it was not checked): keep" in text
+
+
+def test_an_export_stopped_between_its_renames_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_student(student("plain"), tmp_path / "student")
+    before = (folder / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def stop(self: Path, target: Path) -> Path:
+        if self.suffix == ".part" and Path(target) == folder:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_student(student("plain"), folder, overwrite=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_file_of_another_kind_and_which_of_one_checkpoint_are_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "x.ckpt")
+    with pytest.raises(WeightsError, match="was not written by `pathokd fit`"):
+        export_run(tmp_path / "x.ckpt", tmp_path / "out")
+    with pytest.raises(ValueError, match="is one checkpoint"):
+        export_run(tmp_path / "x.ckpt", tmp_path / "out", which="best")

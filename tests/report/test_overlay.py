@@ -12,11 +12,13 @@ from PIL import Image
 
 from pathokd.cli.main import main
 from pathokd.embed import embed_slides, read_embeddings, write_embeddings
+from pathokd.embed.painting import paint_tiles
 from pathokd.errors import ManifestError, StoreError
 from pathokd.phantom import make_scene, render, write_pyramid
 from pathokd.report.overlay import draw_overlays
 from pathokd.report.slide_sheet import Panel, bar_um, slide_sheet
 from pathokd.slides import TileSpec, find_slides, tile_slides
+from pathokd.slides.overview import Overview
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +193,15 @@ def test_a_real_slide_from_embed_to_clam_and_picture(tiny_teacher: Path, real_da
     assert sheet.shape[0] > 1200  # 2,967 px of slide at its 1,200, and words
     blue = (np.abs(sheet[128:1300, :926] - np.array([20, 60, 200])).max(axis=2) < 70).sum()
     assert blue > 2000  # outlines of tiles
+
+
+def test_gaps_between_tiles_stay_unpainted() -> None:
+    """A stride beyond the side is an overlap below 0: the slide between tiles was not looked at."""
+    overview = Overview(np.zeros((40, 60, 3), np.uint8), np.zeros((40, 60), bool), 1.0)
+    attrs = {"patch_size": 10, "mpp_target": 0.5, "mpp_level0": 0.5, "overlap": -10}
+    shown = paint_tiles(
+        overview, np.array([[20, 10]]), attrs, np.array([[255, 0, 0]], np.uint8), np.ones(1, dtype=bool)
+    )
+    red = (shown == (255, 0, 0)).all(axis=2)
+    assert red.sum() == 100
+    assert red[10:20, 20:30].all()

@@ -13,9 +13,10 @@ from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import prepare
 from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
 from pathokd.metrics.aggregate import Condition
-from pathokd.report import plots_pairs
+from pathokd.report import plots_models, plots_pairs, plots_probes
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
+from pathokd.report.robustness import write_robustness
 from pathokd.report.style import colours, markers, styled
 
 PLACES = 24
@@ -255,3 +256,74 @@ def test_a_verdict_on_stainings_alone_stands_by_itself(tmp_path: Path) -> None:
     spec = RobustnessSpec(k=(1, 10), turn_tiles=0)
     found = measure_robustness([ModelFeatures("m", "m", x.__getitem__)], prepare(frame, "made up"), tmp_path, spec)
     assert verdict(found)[0].startswith("Across stainings, m finds a place again among its 10 nearest tiles in 100")
+
+
+def test_names_that_matplotlib_would_read_are_shown_as_they_are(two: Robustness) -> None:
+    """A dollar begins a formula there, and an underscore keeps a line out of the legend."""
+    names = {"bad": "_a$x_$", "good <b>": r"b$\foo$"}
+    tables = {key: t.assign(model=t["model"].replace(names)) if "model" in t else t for key, t in two.tables.items()}
+    result = two._replace(tables=tables, models=two.models.replace({"name": names}))
+    drawn = {one.name: one.made for shown in figures(result).values() for one in shown}
+    for name in ("topk", "predictability"):
+        made = drawn[name]
+        FigureCanvasAgg(made).draw()
+        shown = [text.get_text().strip() for text in made.legends[0].get_texts()]
+        assert [text for text in shown if text != "chance"] == list(names.values())
+
+
+def test_marks_of_many_models_stay_in_their_row_and_are_named() -> None:
+    """Beyond four models the marks of one measure lay among those of the next, and long names were cut off."""
+    models = [f"model{number}-with-a-long-name-as-students-have" for number in range(9)]
+    rows = [{"name": n, "group": "g", "model": m, "value": 0.0, "low": -0.1, "high": 0.1} for n in "ab" for m in models]
+    made = plots_models.forest(pd.DataFrame(rows), {("a", "g"): "a", ("b", "g"): "b"}, "reference")
+    heights = [line.get_ydata()[0] for line in made.axes[0].lines if len(line.get_ydata()) == 1]
+    assert len(heights) == 18
+    assert max(heights[:9]) < 0.5 < min(heights[9:])
+    canvas = FigureCanvasAgg(made)
+    canvas.draw()
+    box = made.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= canvas.get_width_height()[0]
+
+
+def test_names_beneath_tiles_do_not_run_into_each_other() -> None:
+    models = ["first-student-with-a-long-name", "second-student-with-a-long-name"]
+    rows = [
+        {"pair_id": "p", "condition": c, "row": 0, "cosine": 0.5, "model": m} for m in models for c in ("A", "B", "C")
+    ]
+    made = plots_pairs.strips(pd.DataFrame(rows), models, lambda row: np.zeros((8, 8, 3), np.uint8))
+    FigureCanvasAgg(made).draw()
+    boxes = [text.get_window_extent() for ax in made.axes for text in ax.texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_what_an_earlier_run_left_is_not_read_as_part_of_this_one(two: Robustness, tmp_path: Path) -> None:
+    (tmp_path / "severity.csv").write_text("change,severity\nblur,1\n", encoding="utf-8")
+    write_robustness(two, tmp_path)
+    assert not (tmp_path / "severity.csv").exists()
+    assert (tmp_path / "measures.csv").exists()
+
+
+def test_no_interval_and_a_wide_one_are_not_called_equal(two: Robustness) -> None:
+    differences = two.tables["differences"]
+    probe = differences["name"] == "probe_accuracy"
+    wide = differences.assign(low=differences["low"].mask(probe, -0.4), high=differences["high"].mask(probe, 0.4))
+    (sentence,) = headlines(two._replace(tables={**two.tables, "differences": wide}))
+    assert "does not clearly know more or less about tissue" in sentence
+    (sentence,) = headlines(two._replace(tables={**two.tables, "differences": wide.assign(low=np.nan, high=np.nan)}))
+    assert "(? to ?)" in sentence
+    assert "nan" not in sentence
+
+
+def test_turns_without_intervals_and_negative_cosines_are_drawn() -> None:
+    rows = [
+        {"name": n, "group": g, "model": "m", "value": 0.5, "low": np.nan, "high": np.nan}
+        for n in ("turn_cosine", "turn_top1")
+        for g in ("90", "180")
+    ]
+    FigureCanvasAgg(plots_probes.turns(pd.DataFrame(rows), ["m"])).draw()
+    table = pd.DataFrame(
+        [{"change": "clean", "severity": 0.0, "cosine": 1.0}, {"change": "blur", "severity": 1.0, "cosine": -0.6}]
+    ).assign(model="m", accuracy=0.5, low=0.4, high=0.6)
+    assert plots_probes.severity(table, "cosine", ["m"]).axes[0].get_ylim()[0] < -0.6
