@@ -65,7 +65,7 @@ None were stated at export.
 {% endif %}
 ## Loading
 
-In plain timm, from this folder (the input must be resized and normalised as in the table):
+In plain timm (1.0.29 or later), from this folder (the input must be resized and normalised as in the table):
 
 ```python
 import timm
