@@ -37,7 +37,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare models: quality, robustness to scanner and stain, cost",
 }
 _TRAINING = ("fit", "validate", "test")
-_OWN_FILES = ("cache", "quickstart", "robustness", "export", "overlay", "prototypes", "denoise")
+_OWN_FILES = ("cache", "compare", "quickstart", "robustness", "export", "overlay", "prototypes", "denoise")
 
 
 def usage() -> str:

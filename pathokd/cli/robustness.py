@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pathokd.cli.named import named_models
+
 if TYPE_CHECKING:
     from pathokd.evaluate.paired_features import ModelFeatures
     from pathokd.evaluate.paired_set import PairedSet
@@ -63,15 +65,14 @@ def robustness(
     spec = RobustnessSpec(
         tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, str(choose_device(device))
     )
-    named = [_named(text) for text in models]
-    if len({name for name, _ in named}) < len(named):
-        raise ValueError(f"models should have different names, got {', '.join(n for n, _ in named)}: write NAME=MODEL.")
+    named = named_models(models)
     tiles = open_pairs(pairs, drop_unpaired=drop_unpaired)
     for note in tiles.notes:
         print(note)
     indices = {Path(file).stem: read_index(file, tiles) for file in index}
     opened = [
-        _open(name, text, tiles, Path(out), readout, batch_size, workers, device, overwrite) for name, text in named
+        _open(name, text, tiles, Path(out), readout, batch_size, workers, device, overwrite)
+        for name, text in named.items()
     ]
     result = measure_robustness(opened, tiles, out, spec, indices=indices, overwrite=overwrite)
     write_robustness(result, out)
@@ -85,12 +86,6 @@ def robustness(
         print(sentence)
     print(f"To look at: {out}/report.html; all numbers with n and interval: {out}/measures.csv, {out}/robustness.json")
     return 0
-
-
-def _named(text: str) -> tuple[str, str]:
-    name, _, model = text.partition("=")
-    named = model and "/" not in name  # a path may hold an equals sign
-    return (name, model) if named else (Path(text).stem, text)
 
 
 def _open(

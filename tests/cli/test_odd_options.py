@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pathokd.cli.compare import _head_of
 from pathokd.cli.main import main
-from pathokd.cli.verbs import _head_of
 from pathokd.phantom import make_scene, render, write_pyramid
 
 

@@ -1,7 +1,6 @@
 """The verb from an exported model and stored features to the page, twice, and its sentences."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ import pandas as pd
 import pytest
 
 from pathokd.cli.main import main
-from pathokd.cli.robustness import _named as named_of_robustness
-from pathokd.cli.verbs import _named as named_of_compare
+from pathokd.cli.named import named_models
 from pathokd.data.pack import PackSpec
 from pathokd.data.packed import PackedTiles
 from pathokd.data.simulate import Condition, simulate_tiles
@@ -163,11 +161,18 @@ def test_tiles_that_allow_no_measure(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "Nothing can be measured on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("named", [named_of_robustness, named_of_compare])
-def test_a_path_may_hold_an_equals_sign(named: Callable[[str], tuple[str, str]]) -> None:
-    """`/runs/lr` was taken for the name, and robustness wrote features there."""
-    assert named("/runs/lr=0.1/student") == ("student", "/runs/lr=0.1/student")
-    assert named("a=/runs/lr=0.1/student") == ("a", "/runs/lr=0.1/student")
+def test_what_models_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/runs/lr` was taken for a name, where robustness wrote features; it called vits.v1 and vits.v2 both vits."""
+    (tmp_path / "kept.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    texts = ["/runs/lr=0.1/student", "a=/runs/lr=0.1/student", "vits.v1", "runs/vits.v2/", "kept.npz", "."]
+    texts += ["hf-hub:lab/vit.tag"]
+    names = ["student", "a", "vits.v1", "vits.v2", "kept", tmp_path.name, "vit.tag"]
+    assert list(named_models(texts)) == names
+    assert named_models(["a=/runs/lr=0.1/student"]) == {"a": "/runs/lr=0.1/student"}
+    assert named_models(["/runs/lr=0.1/student"]) == {"student": "/runs/lr=0.1/student"}
+    with pytest.raises(ValueError, match="should have different names, got student, student: write NAME=MODEL"):
+        named_models(["a/student", "b/student"])
 
 
 @pytest.mark.parametrize("steps", ["0", "-1"])
