@@ -171,8 +171,9 @@ def compile_student(encoder: Encoder, trainer: L.Trainer | None, **options: Any)
         return
     blocks = list(encoder.model.blocks)
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 8 * len(blocks))
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 16 * len(blocks))
+    called = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # torch 2.6
+    for name, limit in ((called, 8 * len(blocks)), (f"accumulated_{called}", 16 * len(blocks))):
+        setattr(limits, name, max(getattr(limits, name), limit))
     for block in blocks:
         block.compile(**options)
 

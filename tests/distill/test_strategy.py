@@ -25,8 +25,9 @@ ARGS = {"embed_dim": 16, "num_heads": 2, "patch_size": 8, "depth": 10}
 def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
     """A process group of one, and torch's compiler as it is by itself."""
     torch._dynamo.reset()
+    called = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
+    with torch._dynamo.config.patch({called: 8, f"accumulated_{called}": 256}):
         yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
     torch._dynamo.reset()

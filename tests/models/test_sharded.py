@@ -66,11 +66,12 @@ def test_the_next_one_takes_its_place_and_sweeps(saved: Path) -> None:
     assert not (saved / first).exists()
 
 
+class Killed(BaseException):
+    pass
+
+
 @pytest.mark.parametrize("moment", ["shards", "index", "meta"])
 def test_a_kill_at_any_moment_leaves_the_last_one(saved: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
     def kill(*args: Any, **kwargs: Any) -> None:
         raise Killed
 
