@@ -17,7 +17,7 @@ from pathokd.errors import PathokdError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header, write_json
 from pathokd.progress import Bars
 
-SCHEMA = "converted/1"
+SCHEMA = "converted/2"
 RECORD = "export.json"
 """In the output folder: its header, and every file of it."""
 

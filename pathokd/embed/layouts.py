@@ -114,15 +114,18 @@ def _anndata(slide: SlideEmbeddings, source: Source, header: Header) -> list[byt
 
 
 def _parquet(slide: SlideEmbeddings, source: Source, header: Header) -> list[bytes]:
-    """One row per tile, flagged ones with null features; the vector is one column of fixed-size lists.
+    """One row per tile, flagged ones with null features; the vector is one column of lists.
 
-    A column per dimension would cost a thousand column headers in every file; a fixed-size list is one block that
-    Arrow hands to NumPy without a copy, and polars, DuckDB and pandas read it as an array. The files lie in a folder of
-    their own, so that the folder is the table of all slides.
+    A column per dimension would cost a thousand column headers in every file; a list is one block that Arrow hands to
+    NumPy without a copy, and polars, DuckDB and pandas read it as an array. Fixed-size lists of which some are null
+    can be read by no pyarrow before 26. The files lie in a folder of their own, so that the folder is the table of
+    all slides.
     """
     n, dim = slide.features.shape
-    values = pa.array(np.nan_to_num(slide.features.astype(np.float32)).ravel())
-    vectors = pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(~slide.good))
+    values = pa.array(slide.features[slide.good].astype(np.float32).ravel())
+    starts = np.concatenate([[0], np.cumsum(slide.good) * dim])
+    null = np.concatenate([~slide.good, [False]])
+    vectors = pa.ListArray.from_arrays(pa.array(starts, pa.int32(), mask=null), values)
     table = pa.table(
         {
             "slide_id": pa.array([source.slide_id] * n, pa.string()),
