@@ -78,7 +78,7 @@ def robustness(
     write_robustness(result, out)
     write_page(result, out)
     table = robustness_table(result)
-    if table.row_count:
+    if table.rows:
         Console().print(table)
     for row in result.not_shown.itertuples():
         print(f"Not shown ({row.model}): {row.what}: {row.why}")

@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from rich.markup import escape
-from rich.table import Table
 
 from pathokd.errors import StoreError
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.robustness import TABLES, Robustness
 from pathokd.files import atomic_path, write_json
+from pathokd.report.terminal import ModelTable
 
 SHOWN = ("cosine_mean", "separation_mean", "topk_mean", "plism", "robustness_index")
 """Measures in the terminal; the files hold all of them."""
@@ -61,7 +60,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, object]]:
     return records
 
 
-def robustness_table(result: Robustness) -> Table:
+def robustness_table(result: Robustness) -> ModelTable:
     """Models as columns, one line per measure, value and interval; n in the caption."""
     measures = result.tables["measures"]
     measures = measures[measures["name"].isin(SHOWN)]
@@ -69,18 +68,15 @@ def robustness_table(result: Robustness) -> Table:
     other_k = (measures["name"] == "robustness_index") & (measures["k"] != facts["settings"]["neighbour_k"])
     measures = measures[~other_k]
     counts = f"{facts['n_places']} places, {facts['n_tiles']} tiles"
-    table = Table(caption=f"{counts}; 95 % intervals by resampling {facts['resampled']}.", caption_justify="left")
-    table.add_column("")
     names = list(result.models["name"])
-    for name in names:
-        table.add_column(escape(name), justify="right")
     labels = (
         measures["name"] + measures["k"].map(lambda k: "" if pd.isna(k) else f" k={k:g}") + ", " + measures["group"]
     )
-    for label, rows in measures.groupby(labels, sort=False):
-        by_model = rows.set_index("model")
-        table.add_row(escape(str(label)), *(_cell(by_model, model) for model in names))
-    return table
+    rows = []
+    for label, part in measures.groupby(labels, sort=False):
+        by_model = part.set_index("model")
+        rows.append((str(label), [_cell(by_model, model) for model in names]))
+    return ModelTable(names, rows, f"{counts}; 95 % intervals by resampling {facts['resampled']}.")
 
 
 def _cell(rows: pd.DataFrame, model: str) -> str:

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from rich.markup import escape
-from rich.table import Table
-
 from pathokd.evaluate import Fidelity, ModelScores, RetrievalScore
 from pathokd.evaluate.bootstrap import Interval
+from pathokd.report.terminal import ModelTable
 
 Line = tuple[str, Callable[[ModelScores], str]]
 
 
-def comparison_table(scores: Mapping[str, ModelScores], title: str = "") -> Table:
+def comparison_table(scores: Mapping[str, ModelScores], title: str = "") -> ModelTable:
     """The comparison for a terminal.
 
     Args:
@@ -19,15 +17,9 @@ def comparison_table(scores: Mapping[str, ModelScores], title: str = "") -> Tabl
         title: Above the table.
 
     Returns:
-        A rich table.
+        What rich prints.
     """
-    table = Table(title=escape(title) or None, caption=_caption(scores), caption_justify="left")
-    table.add_column("")
-    for name in scores:
-        table.add_column(escape(name), justify="right")
-    for label, cells in _rows(scores):
-        table.add_row(label, *cells)
-    return table
+    return ModelTable(list(scores), _rows(scores), _caption(scores), title)
 
 
 def comparison_markdown(scores: Mapping[str, ModelScores]) -> str:

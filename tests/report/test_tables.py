@@ -52,6 +52,26 @@ def test_terminal_table(comparison: dict[str, ModelScores]) -> None:
     assert "3 pairs of 500 tiles each, chance 0.010" in " ".join(text.split())
 
 
+def test_models_for_which_a_terminal_is_too_narrow_follow_below() -> None:
+    """Thirteen models in 80 columns were a table of "0.…"."""
+    many = {f"model_{i}": scores(f"model_{i}", 0.6 + i / 100) for i in range(13)}
+    out = io.StringIO()
+    Console(file=out, width=80).print(comparison_table(many, "Thirteen"))
+    text = out.getvalue()
+    assert "\u2026" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for i in range(13):
+        assert f"model_{i} " in text
+        assert f"{0.6 + i / 100:.3f} ({0.58 + i / 100:.3f} to {0.62 + i / 100:.3f})" in text
+    assert text.count("Thirteen") == text.count("held-out tiles") == 1
+    assert text.count("parameters") == 7  # two fit side by side
+    assert "parameters" in next(line for line in text.splitlines() if line.startswith("\u2502"))
+    two = io.StringIO()
+    Console(file=two, width=140).print(comparison_table({name: many[name] for name in ("model_0", "model_1")}))
+    assert two.getvalue().count("parameters") == 1
+    Console(file=out, width=10).print(comparison_table(many))  # narrower than one model: rich cuts, nothing loops
+
+
 def test_markdown_is_a_table(comparison: dict[str, ModelScores]) -> None:
     lines = comparison_markdown(comparison).splitlines()
     assert lines[0] == "| | teacher | student |"
