@@ -143,3 +143,19 @@ def test_damage_is_one_sentence(tmp_path: Path, packed: Path) -> None:
         PackedTiles(tmp_path)
     with pytest.raises(ManifestError, match="holds no tiles"):
         open_tiles(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "manifest.parquet"])
+def test_tables_with_spoilt_bytes_are_one_sentence(name: str, tmp_path: Path, packed: Path) -> None:
+    """Some bytes gave pyarrow's OSError, pandas' KeyError or JSON's own error."""
+    folder = packed if name == "index.parquet" else packed.parent
+    whole, rng, refused = np.frombuffer((folder / name).read_bytes(), np.uint8), np.random.default_rng(0), 0
+    for _ in range(60):
+        spoilt = whole.copy()
+        spoilt[rng.integers(0, len(whole), 4)] = rng.integers(128, 256, 4)
+        (tmp_path / name).write_bytes(spoilt.tobytes())
+        try:
+            open_tiles(tmp_path)
+        except ManifestError:
+            refused += 1
+    assert refused > 20

@@ -420,6 +420,106 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
         read_index(tmp_path / "text.npy", tiles)
 
 
+def test_a_published_subset_is_of_a_whole_set(plism: Path, tmp_path: Path) -> None:
+    """A tile missing in one slide shifted the places after it, and the subset was of others without a word."""
+    with h5py.File(plism / f"{SLIDES[0]}.h5", "a") as file:
+        del file["tile_0_0_224"]
+    np.save(tmp_path / "two.npy", np.array([2, 0]))
+    with pytest.raises(StoreError, match=r"some are left out .3 of 4 places"):
+        read_index(tmp_path / "two.npy", open_pairs(plism))
+
+
+def test_a_published_subset_counts_by_position_whatever_the_order(tmp_path: Path) -> None:
+    rows = [(x, y, scanner) for x, y in COORDS for scanner in "AB"]
+    table = pd.DataFrame(rows, columns=["x", "y", "scanner"]).assign(pair_id=lambda t: t["x"] * 1000 + t["y"])
+    table.to_csv(tmp_path / "m.csv", index=False)
+    tiles = open_pairs(tmp_path / "m.csv")
+    np.save(tmp_path / "two.npy", np.array([0, 3]))
+    assert tiles.places[read_index(tmp_path / "two.npy", tiles)].tolist() == ["0", "448000"]
+
+
+def test_unpaired_tiles_of_plism_may_be_left_out(plism: Path) -> None:
+    """The message asked for --drop-unpaired, which PLISM's readers did not look at."""
+    for slide in SLIDES[1:]:
+        with h5py.File(plism / f"{slide}.h5", "a") as file:
+            del file["tile_0_0_0"]
+    with pytest.raises(ManifestError, match="pass --drop-unpaired"):
+        open_pairs(plism)
+    tiles = open_pairs(plism, drop_unpaired=True)
+    assert len(tiles) == 9
+    assert tiles.read is not None
+    for row, (slide, x, y) in enumerate(tiles.frame[["slide_id", "x", "y"]].itertuples(index=False)):
+        assert np.array_equal(tiles.read(row), tile(slide, x, y))
+
+
+def test_plism_tiles_are_8_bit_rgb(plism: Path) -> None:
+    """Tiles from 0 to 1 became black ones."""
+    with h5py.File(plism / f"{SLIDES[1]}.h5", "a") as file:
+        del file["tile_0_0_0"]
+        file["tile_0_0_0"] = np.full((8, 8, 3), 0.7)
+    tiles = open_pairs(plism)
+    assert tiles.read is not None
+    row = int(np.flatnonzero((tiles.frame["slide_id"] == SLIDES[1]) & (tiles.frame["tile_id"] == "tile_0_0_0"))[0])
+    with pytest.raises(StoreError, match=r"8-bit RGB, got float64 \(8, 8, 3\)"):
+        tiles.read(row)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_features_by_key_are_one_sentence(save: Any, tmp_path: Path) -> None:
+    pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "key": list("abcd")}).to_csv(tmp_path / "m.csv")
+    tiles, path, rng = open_pairs(tmp_path / "m.csv"), tmp_path / "f.npz", np.random.default_rng(0)
+    save(path, key=np.array(list("abcd")), features=rng.standard_normal((4, 200)))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for number in range(150):
+        if number % 3:
+            spoilt = whole.copy()
+            spoilt[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5)
+        else:
+            spoilt = whole[: rng.integers(0, len(whole))]
+        path.write_bytes(spoilt.tobytes())
+        try:
+            stored_features("m", path, tiles)
+        except StoreError:
+            refused += 1
+    assert refused > 100
+
+
+def test_damaged_parquet_is_one_sentence(tmp_path: Path) -> None:
+    rows = [(slide, f"tile_0_{x}_{y}", png_bytes(tile(slide, x, y))) for slide in SLIDES for x, y in COORDS]
+    pq.write_table(
+        pa.table(dict(zip(("slide_id", "tile_id", "png"), zip(*rows, strict=True), strict=True))),
+        path := tmp_path / "t.parquet",
+    )
+    whole = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    start = column.dictionary_page_offset or column.data_page_offset
+    whole[start : start + 40] = bytes(40)
+    path.write_bytes(whole)
+    tiles = open_pairs(path)
+    assert tiles.read is not None
+    with pytest.raises(StoreError, match="is damaged"):
+        tiles.read(0)
+    pd.DataFrame({**GOOD}).to_parquet(path)
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = bytes(56)
+    path.write_bytes(whole)
+    with pytest.raises(ManifestError, match="no readable Parquet"):
+        open_pairs(path)
+
+
+def test_damaged_kept_features_are_one_sentence(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    tiles, student = open_pairs(packed.folder), Embedder(encoders["student"], batch_size=32)
+    model_features("m", student, tiles, tmp_path / "cache")
+    block = next((tmp_path / "cache").glob("*.npy"))
+    for content in (block.read_bytes()[:-40], b""):
+        block.write_bytes(content)
+        with pytest.raises(StoreError, match=r"is damaged .* --overwrite"):
+            model_features("m", student, tiles, tmp_path / "cache")
+
+
 def test_tiles_off_their_slide_are_not_white_ones(packed: PackedTiles, tmp_path: Path) -> None:
     """A table of exported tiles with their x and y in the slide was read as places of each tile: all white."""
     for scanner, shade in (("A", 50), ("B", 90)):
