@@ -262,10 +262,11 @@ class TileDataModule(L.LightningDataModule):
         if self.source is not None:
             return
         source = open_tiles(self.tiles)
+        self._identity = tile_identity(source)
         for teacher, folder in self.target_folders.items():
             store = TargetStore(folder)
             store.check_geometry(self.geometry)
-            store.check_tiles(source)
+            store.check_tiles(source, self._identity)
             self.targets[teacher] = store
         self.source = source
         self.train_rows, self.val_rows = split_rows(
@@ -318,7 +319,7 @@ class TileDataModule(L.LightningDataModule):
             batch_sampler=sampler,
             **self._options(),
         )
-        loader.tiles = fingerprint([tile_identity(source), zlib.crc32(self.train_rows.astype("<i8").tobytes())])
+        loader.tiles = fingerprint([self._identity, zlib.crc32(self.train_rows.astype("<i8").tobytes())])
         return loader
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:

@@ -546,6 +546,22 @@ def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
     assert open_pairs(tmp_path / "pairs.csv").labelled().tolist() == [0, 2]
 
 
+def test_tiles_without_a_case_are_not_one_case(tmp_path: Path) -> None:
+    """They were kept apart from each other and drawn together, as if of one patient."""
+    table = pd.DataFrame({"pair_id": np.repeat([f"p{i}" for i in range(12)], 2), "scanner": list("AB") * 12})
+    table["case"] = ["c0", "c0", "c1", "", " ", "", *[""] * 16, "c1", "c1"]
+    table.to_csv(tmp_path / "m.csv", index=False)
+    tiles = open_pairs(tmp_path / "m.csv")
+    cases = tiles.frame.groupby("pair_id")["case"]
+    assert (cases.nunique() == 1).all()
+    assert cases.first()[["p0", "p1", "p11"]].tolist() == ["c0", "c1", "c1"]
+    assert cases.first()["p2":"p9"].nunique() == 8  # type: ignore[misc]
+    table.assign(case="").to_csv(tmp_path / "none.csv", index=False)
+    assert open_pairs(tmp_path / "none.csv").apart_column() == "pair_id"
+    loose = pd.DataFrame({"site": list("AABB"), "slide_id": list("stuv"), "case": ["c", None, None, "c"]})
+    assert prepare(loose, "here").frame["case"].nunique() == 3
+
+
 def test_two_names_of_one_column(tmp_path: Path) -> None:
     """Both became `site`, and pandas spoke of a DataFrame."""
     frame = pd.DataFrame({"label": list("abab"), "hospital": list("XXYY"), "medical_center": list("UUVV")})
