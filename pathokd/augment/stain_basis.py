@@ -15,7 +15,7 @@ REFERENCE_STRENGTH = (1.9705, 1.0308)
 """99th percentiles of the concentrations of the same reference."""
 
 MAX_PIXELS = 8_000
-"""Pixels looked at to find stain vectors; more do not move them."""
+"""Pixels looked at to find stain vectors, and up to twice as many; more do not move them."""
 MIN_TISSUE_PX = 400
 MIN_TISSUE_SHARE = 0.02
 MIN_ANGLE = math.radians(6.0)
@@ -125,7 +125,7 @@ def measure_appearance(tiles: Sequence[Rgb] | Rgb, vectors: Vectors | None = Non
 
 
 def tissue_pixels(rgb: Rgb) -> npt.NDArray[np.float64] | None:
-    """OD of pixels that carry stain, (n, 3), at most `MAX_PIXELS` evenly spread; None if there are too few."""
+    """OD of pixels that carry stain, (n, 3), `MAX_PIXELS` to twice as many evenly spread; None if there are too few."""
     flat = np.asarray(rgb).reshape(-1, 3)
     flat = flat[:: max(1, len(flat) // MAX_PIXELS)]
     od = to_od(flat)

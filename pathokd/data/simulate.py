@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathokd.augment.scanner import get_profile
+from pathokd.augment.scanner import PROFILES, ScannerProfile, get_profile
 from pathokd.augment.stain import swap_stain
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stain_math import Appearance, to_od
@@ -26,7 +27,7 @@ from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
 from pathokd.errors import SlideError, StoreError
-from pathokd.files import Header, check_header, make_header, write_json, write_text
+from pathokd.files import Header, check_header, fingerprint, make_header, write_json, write_text
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
 from pathokd.slides.grid import tile_grid
@@ -51,7 +52,7 @@ class Condition:
 
     Args:
         stain: a name in `pathokd.augment.STAININGS`; None keeps the staining.
-        scanner: a name in `pathokd.augment.PROFILES`; None keeps the scanner.
+        scanner: a name in `pathokd.augment.PROFILES` or a YAML file of a profile; None keeps the scanner.
         severity: how far to go, 0 (nothing) to 1.
     """
 
@@ -64,13 +65,31 @@ class Condition:
             raise ValueError(f"severity must lie within 0 to 1, got {self.severity}.")
         if self.stain is not None:
             get_staining(self.stain)
-        if self.scanner is not None:
-            get_profile(self.scanner)
+        # Read once: a file may be edited while tiles are made.
+        object.__setattr__(self, "_profile", None if self.scanner is None else get_profile(self.scanner))
+
+    @property
+    def scanner_name(self) -> str:
+        """Of the profile; of a file its own name, without what keys and file names cannot hold."""
+        if self.scanner is None or self.scanner in PROFILES:
+            return self.scanner or ORIGINAL
+        name = re.sub(r"[.\s]+", "_", Path(self.scanner).stem)
+        return f"{name}-file" if name in (*PROFILES, ORIGINAL) else name
 
     @property
     def name(self) -> str:
         """For keys and file names."""
-        return f"{self.stain or ORIGINAL}_{self.scanner or ORIGINAL}"
+        return f"{self.stain or ORIGINAL}_{self.scanner_name}"
+
+    @property
+    def profile(self) -> ScannerProfile | None:
+        """Of the scanner."""
+        return self._profile  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def edited(self) -> str | None:
+        """Fingerprint of a profile that is a file, whose name does not tell that it was edited."""
+        return None if self.profile is None or self.scanner in PROFILES else fingerprint(self.profile.to_dict())
 
     def apply(self, rgb: Rgb, source: Appearance, seed: int) -> Rgb:
         """Change one image.
@@ -82,8 +101,8 @@ class Condition:
         """
         if self.stain is not None:
             rgb = swap_stain(rgb, source, get_staining(self.stain), self.severity)
-        if self.scanner is not None:
-            rgb = get_profile(self.scanner).apply(rgb, severity=self.severity, seed=seed)
+        if self.profile is not None:
+            rgb = self.profile.apply(rgb, severity=self.severity, seed=seed)
         return rgb
 
 
@@ -93,7 +112,10 @@ def conditions(stains: Sequence[str], scanners: Sequence[str], severity: float) 
         if len(set(names)) < len(names):
             raise ValueError(f"name each staining and each scanner once, got {', '.join(names)}.")
     both = itertools.product(stains or (None,), scanners or (None,))
-    return [Condition(stain, scanner, severity) for stain, scanner in both]
+    wanted = [Condition(stain, scanner, severity) for stain, scanner in both]
+    if len({condition.name for condition in wanted}) < len(wanted):
+        raise ValueError(f"two scanners would have one name, got {', '.join(scanners)}: rename one of the files.")
+    return wanted
 
 
 class SimulatedTiles:
@@ -140,7 +162,7 @@ def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
 
 
 def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
-    named = {"stain": condition.stain, "scanner": condition.scanner}
+    named = {"stain": condition.stain, "scanner": condition.scanner and condition.scanner_name}
     kept = {name: base[name] if name in base and value is None else value or ORIGINAL for name, value in named.items()}
     keys = base["key"] if condition == Condition() else base["key"] + f"-{condition.name}"
     case = base["case"] if "case" in base else base["slide_id"]
@@ -184,7 +206,9 @@ def simulate_tiles(
     spec = spec or PackSpec(quality=95)
     settings = {
         **asdict(spec),
-        "conditions": [asdict(condition) for condition in wanted],
+        "conditions": [
+            {**asdict(condition), **({"profile": condition.edited} if condition.edited else {})} for condition in wanted
+        ],
         "seed": seed,
         "manifest": source_identity(source.index),
     }
@@ -238,7 +262,7 @@ def simulate_slides(
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
     header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
-    _claim(out / "simulated.json", header, slides, overwrite)
+    _claim(out / "simulated.json", header, slides, wanted, overwrite)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]
         for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
@@ -250,7 +274,7 @@ def simulate_slides(
                 except SlideError as error:
                     message = str(error)
                     bars.say(f"{source.slide_id}: {message}")
-            stain, scanner = condition.stain or ORIGINAL, condition.scanner or ORIGINAL
+            stain, scanner = condition.stain or ORIGINAL, condition.scanner_name
             case = source.metadata.get("case") or source.slide_id
             outcomes.append(
                 SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
@@ -259,10 +283,17 @@ def simulate_slides(
     return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
 
 
-def _claim(path: Path, header: Header, slides: Sequence[SlideSource], overwrite: bool) -> None:
-    """Refuse a folder of other settings, or of other slides of the same names; note what will be made from what."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _claim(
+    path: Path, header: Header, slides: Sequence[SlideSource], wanted: Sequence[Condition], overwrite: bool
+) -> None:
+    """Refuse a folder of other settings, slides or profiles of the same names; note what will be made from what."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}): delete it and pass --overwrite.") from error
     known: dict[str, str] = found.get("slides", {})
+    profiles: dict[str, str] = found.get("profiles", {})
+    edited = {condition.scanner_name: condition.edited for condition in wanted if condition.edited}
     if found and not overwrite:
         check_header(found, header, path)
         for source in slides:
@@ -271,7 +302,14 @@ def _claim(path: Path, header: Header, slides: Sequence[SlideSource], overwrite:
                     f"{path.parent} holds {source.slide_id} made from {known[source.slide_id]}, this run gives "
                     f"{source.path}: pass --overwrite to make it anew, or another output folder."
                 )
-    write_json(path, {**header, "slides": {**known, **{source.slide_id: str(source.path) for source in slides}}})
+        for name, numbers in edited.items():
+            if profiles.get(name, numbers) != numbers:
+                raise StoreError(
+                    f"{path.parent} holds slides of another scanner profile {name}: pass --overwrite to make them "
+                    "anew, or another output folder."
+                )
+    made_of = {**known, **{source.slide_id: str(source.path) for source in slides}}
+    write_json(path, {**header, "slides": made_of, "profiles": {**profiles, **edited}})
 
 
 def _write_list(path: Path, outcomes: Sequence[SlideOutcome]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathokd.augment.scanner import PROFILES
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stainings import get_staining
 from pathokd.cli.main import main
@@ -135,6 +136,40 @@ def test_a_quality_that_slides_cannot_have(slide: Path, tmp_path: Path, quality:
     command = ["simulate", str(slide), "--out", str(tmp_path), "--scanner", "pale", "--quality", str(quality)]
     assert main(command) == 1
     assert f"quality of slides, which are JPEG, must lie in 1..100, got {quality}" in capsys.readouterr().err
+
+
+def test_a_scanner_may_be_a_file_of_a_profile(tiles: Path, slide: Path, tmp_path: Path) -> None:
+    """Its path became part of keys and of file names, and an edited file was taken for the old one."""
+    path = tmp_path / "my scanner.v2.yaml"
+    PROFILES["pale"].save(path)
+    wanted = conditions([], [str(path)], 1.0)
+    simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted)
+    packed = PackedTiles(tmp_path / "out")
+    assert set(packed.index["scanner"]) == {ORIGINAL, "my_scanner_v2"}
+    assert not packed.index["key"].str.contains(r"[./\s]").any()
+    named = SimulatedTiles(PackedTiles(tiles), [Condition(scanner="pale")])
+    row = len(packed) - 1
+    assert np.abs(packed.read(row).astype(int) - named.read(row)).mean() < 3
+    outcomes = simulate_slides(find_slides(slide), tmp_path / "slides", wanted)
+    assert outcomes["path"].tolist() == ["one_original_my_scanner_v2.tif"]
+    PROFILES["fringed"].save(path)
+    again = conditions([], [str(path)], 1.0)
+    with pytest.raises(StoreError, match="conditions"):
+        simulate_tiles(PackedTiles(tiles), tmp_path / "out", again)
+    with pytest.raises(StoreError, match="another scanner profile my_scanner_v2: pass --overwrite"):
+        simulate_slides(find_slides(slide), tmp_path / "slides", again)
+    (tmp_path / "other").mkdir()
+    PROFILES["fringed"].save(tmp_path / "other" / path.name)
+    with pytest.raises(ValueError, match="two scanners would have one name"):
+        conditions([], [str(path), str(tmp_path / "other" / path.name)], 1.0)
+    PROFILES["pale"].save(tmp_path / "pale.yaml")
+    assert Condition(scanner=str(tmp_path / "pale.yaml")).name != Condition(scanner="pale").name
+
+
+def test_a_damaged_record_of_slides_is_one_sentence(slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "simulated.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        simulate_slides(find_slides(slide), tmp_path, [Condition("cmu-1")])
 
 
 def test_a_condition_named_twice() -> None:
