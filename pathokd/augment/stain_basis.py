@@ -105,14 +105,14 @@ def measure_appearance(tiles: Sequence[Rgb] | Rgb, vectors: Vectors | None = Non
     """Stain vectors (Macenko's unless given) and strengths of one image or several of one staining.
 
     Args:
-        tiles: one image or a sequence of images, of any sizes.
+        tiles: one image or a sequence of images, of any sizes; of none nothing can be found.
         vectors: stain vectors to measure the strengths along.
 
     Returns:
         The appearance; the reference's, flagged, where no stain can be found.
     """
     images = [tiles] if isinstance(tiles, np.ndarray) and tiles.ndim == 3 else list(tiles)
-    pooled = np.concatenate([np.asarray(image).reshape(-1, 3) for image in images])
+    pooled = np.concatenate([np.empty((0, 3), np.uint8), *(np.asarray(image).reshape(-1, 3) for image in images)])
     basis = macenko_basis(pooled) if vectors is None else StainBasis(vectors)
     pixels = tissue_pixels(pooled)
     if pixels is None or basis.fallback:
@@ -127,6 +127,8 @@ def measure_appearance(tiles: Sequence[Rgb] | Rgb, vectors: Vectors | None = Non
 def tissue_pixels(rgb: Rgb) -> npt.NDArray[np.float64] | None:
     """OD of pixels that carry stain, (n, 3), at most `MAX_PIXELS` evenly spread; None if there are too few."""
     flat = np.asarray(rgb).reshape(-1, 3)
+    if not len(flat):
+        return None
     # Not by a whole step: every 32nd pixel of a tile of 512 lies in one of 16 columns, where blocks of JPEG begin.
     flat = flat[np.linspace(0, len(flat) - 1, min(len(flat), MAX_PIXELS)).astype(np.int64)]
     od = to_od(flat)

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -135,7 +135,7 @@ class SimulatedTiles:
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._appearance = {
-            slide: measure_appearance([source.read(row) for row in _spread(rows, MEASURED_TILES)])
+            slide: measure_appearance(list(_readable(source, _spread(rows, MEASURED_TILES))))
             for slide, rows in _rows_by_slide(base)
         }
         self._slides = base["slide_id"].to_list()
@@ -173,6 +173,13 @@ def _spread(rows: Sequence[int] | IntArray, count: int) -> list[int]:
     """Up to `count` of `rows`, evenly spread."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
     return [int(rows[number]) for number in picked]
+
+
+def _readable(source: TileSource, rows: Sequence[int]) -> Iterator[Rgb]:
+    """Some tiles, but those on a damaged place of their slide: the others tell as much."""
+    for row in rows:
+        with contextlib.suppress(SlideError):
+            yield source.read(row)
 
 
 def _seed(seed: int, number: int) -> int:
@@ -369,11 +376,11 @@ def typical_tile(tiles: TileSource | Sequence[SlideSource]) -> Rgb:
     """A tile to show presets on: of some forty, the one whose colours vary most.
 
     Raises:
-        SlideError: no slide can be read; the first one's trouble.
+        SlideError: no slide or tile can be read; of slides the first one's trouble.
     """
-    shown = (
-        _shown(tiles) if isinstance(tiles, Sequence) else [tiles.read(row) for row in _spread(range(len(tiles)), 40)]
-    )
+    shown = _shown(tiles) if isinstance(tiles, Sequence) else list(_readable(tiles, _spread(range(len(tiles)), 40)))
+    if not shown:
+        raise SlideError("Not one of forty tiles can be read: look at their slides with `pathokd inspect`.")
     return max(shown, key=lambda tile: float(to_od(tile).std(axis=(0, 1)).sum()))
 
 
@@ -400,6 +407,6 @@ def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatist
     slides = _rows_by_slide(tiles.index)
     with Bars() as bars:
         return fit_statistics(
-            [tiles.read(row) for row in _spread(rows, tiles_per_slide)]
+            list(_readable(tiles, _spread(rows, tiles_per_slide)))
             for _, rows in bars.track(slides, "measuring slides", len(slides))
         )

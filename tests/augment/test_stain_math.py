@@ -189,6 +189,10 @@ def test_appearance_of_an_odd_tile_is_the_references(odd_tile: Rgb) -> None:
         assert found.strength == REFERENCE_STRENGTH
 
 
+def test_no_tiles_have_the_references_appearance() -> None:
+    assert measure_appearance([]).fallback == "too little tissue"
+
+
 def test_parallel_stains_are_refused() -> None:
     with pytest.raises(ValueError, match="different directions"):
         basis_of((0.5, 0.5, 0.5), (1, 1, 1))

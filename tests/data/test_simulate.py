@@ -11,7 +11,17 @@ from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stainings import get_staining
 from pathokd.cli.main import main
 from pathokd.data.packed import PackedTiles
-from pathokd.data.simulate import ORIGINAL, Condition, SimulatedTiles, conditions, simulate_slides, simulate_tiles
+from pathokd.data.simulate import (
+    ORIGINAL,
+    Condition,
+    SimulatedTiles,
+    conditions,
+    measure_cohort,
+    simulate_slides,
+    simulate_tiles,
+    typical_tile,
+)
+from pathokd.data.wsi import open_tiles
 from pathokd.errors import StoreError
 from pathokd.evaluate.pairs import registered_pairs
 from pathokd.phantom import make_scene, render, write_pyramid
@@ -164,6 +174,23 @@ def test_a_scanner_may_be_a_file_of_a_profile(tiles: Path, slide: Path, tmp_path
         conditions([], [str(path), str(tmp_path / "other" / path.name)], 1.0)
     PROFILES["pale"].save(tmp_path / "pale.yaml")
     assert Condition(scanner=str(tmp_path / "pale.yaml")).name != Condition(scanner="pale").name
+
+
+def test_a_damaged_tile_is_left_out_and_told(scan: Rgb, tmp_path: Path) -> None:
+    """It ended the run, although packing the same tiles goes on without it."""
+    pixels = np.ascontiguousarray(scan[:256, :256])
+    write_pyramid(tmp_path / "good.tif", pixels, 0.5, tile_px=64)
+    assert (
+        main(["tile", str(tmp_path / "good.tif"), "--out", str(tmp_path / "t"), "--tile-px=64", "--min-tissue=0"]) == 0
+    )
+    write_pyramid(tmp_path / "good.tif", pixels, 0.5, tile_px=64, corrupt=[(0, 0, 0)])
+    source = open_tiles(tmp_path / "t")
+    result = simulate_tiles(source, tmp_path / "out", [Condition("cmu-1")], workers=1)
+    assert result.unreadable["key"].tolist() == ["good-0-0", "good-0-0-cmu-1_original"]
+    assert result.tiles == 2 * (len(source) - 1)
+    assert typical_tile(source).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="at least two slides with tissue, got 1"):
+        measure_cohort(source)
 
 
 def test_a_damaged_record_of_slides_is_one_sentence(slide: Path, tmp_path: Path) -> None:
