@@ -19,6 +19,7 @@ from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import PairedSet, Read, prepare, proper_names
 from pathokd.files import BROKEN_ARRAY
 from pathokd.metrics.aggregate import plism_condition
+from pathokd.pictures import read_image
 from pathokd.slides.manifest import BROKEN_TABLE, HEADER_KEY, TileManifest, TileSpec, typed
 from pathokd.slides.slide import Slide
 from pathokd.types import Rgb
@@ -212,9 +213,9 @@ def _mpp(path: str) -> float:
 
 def _picture(path: Path) -> Rgb:
     try:
-        return decode(path.read_bytes(), str(path))
-    except (OSError, StoreError) as error:
-        raise StoreError(f"{path} cannot be read as a picture: correct its path in the manifest.") from error
+        return read_image(path)
+    except StoreError as error:
+        raise StoreError(f"{path} cannot be read as a picture ({error}): correct its path in the manifest.") from error
 
 
 def _plism_h5(folder: Path, drop_unpaired: bool) -> PairedSet:

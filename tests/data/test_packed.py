@@ -129,6 +129,11 @@ def test_a_corrupt_tile_is_left_out_and_told(tmp_path: Path, packed: Path) -> No
     assert len(PackedTiles(tmp_path / "packed")) == 15
 
 
+def test_the_index_of_a_packed_folder_is_the_folder(packed: Path) -> None:
+    """The index itself was refused as a manifest of another version."""
+    assert np.array_equal(open_tiles(packed / "index.parquet").read(3), open_tiles(packed).read(3))
+
+
 def test_damage_is_one_sentence(tmp_path: Path, packed: Path) -> None:
     pack_tiles(packed.parent, tmp_path)
     shard = tmp_path / "shard-000000.tar"

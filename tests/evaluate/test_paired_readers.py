@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
@@ -134,6 +135,20 @@ def test_a_folder_per_scanner(tmp_path: Path) -> None:
     assert set(tiles.places) == {"one", "two", "three"}
     assert tiles.read is not None
     assert int(tiles.read(int(tiles.rows["HE_AT2"][0]))[0, 0, 0]) == len(tiles.places[0]) * 20 + 6
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    """Many programs export tiles as RGBA; what was cut away became black."""
+    for scanner in "AB":
+        (tmp_path / scanner).mkdir()
+        for place in "pq":
+            rgba = np.zeros((8, 8, 4), np.uint8)
+            rgba[2:6, 2:6] = (200, 100, 150, 255)
+            Image.fromarray(rgba).save(tmp_path / scanner / f"{place}.png")
+    read = open_pairs(tmp_path).read
+    assert read is not None
+    assert read(0)[0, 0].tolist() == [255, 255, 255]
+    assert read(0)[3, 3].tolist() == [200, 100, 150]
 
 
 def test_packed_pairs_and_a_manifest_of_slides_give_the_same_features(
