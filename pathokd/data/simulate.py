@@ -26,6 +26,7 @@ from pathokd.augment.stainings import get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
+from pathokd.data.targets import slide_marks, tile_identity
 from pathokd.errors import SlideError, StoreError
 from pathokd.files import Header, check_header, fingerprint, make_header, write_json, write_text
 from pathokd.phantom.pyramid import write_strips
@@ -218,9 +219,13 @@ def simulate_tiles(
         ],
         "seed": seed,
         "manifest": source_identity(source.index),
+        "source": tile_identity(source),
     }
     simulated = SimulatedTiles(source, wanted, seed=seed)
-    return pack_source(simulated, out_dir, spec, settings, workers=workers, overwrite=overwrite)
+    slides = slide_marks(source)
+    return pack_source(
+        simulated, out_dir, spec, settings, slides=slides, verb="simulate", workers=workers, overwrite=overwrite
+    )
 
 
 class SlideOutcome(NamedTuple):

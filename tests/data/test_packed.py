@@ -127,6 +127,22 @@ def test_a_corrupt_tile_is_left_out_and_told(tmp_path: Path, packed: Path) -> No
     assert result.unreadable[["x", "y", "flag"]].values.tolist() == [[0, 0, "unreadable"]]
     assert pd.read_csv(tmp_path / "packed/unreadable.csv")["message"].str.contains("bad.tif").all()
     assert len(PackedTiles(tmp_path / "packed")) == 15
+    assert pack_tiles(tmp_path, tmp_path / "packed").unreadable.equals(result.unreadable)
+    write_pyramid(tmp_path / "bad.tif", pixels, 0.5, tile_px=64)
+    with pytest.raises(StoreError, match=r"on another slide slide 0\.é.* `pathokd pack` with --overwrite"):
+        pack_tiles(tmp_path, tmp_path / "packed")  # copied anew, as the message asks for, it still lacked a tile
+    assert pack_tiles(tmp_path, tmp_path / "packed", overwrite=True).tiles == 16
+
+
+def test_an_id_of_digits_stays_one(tmp_path: Path, packed: Path) -> None:
+    """Read back, slide 007 was 7."""
+    write_pyramid(tmp_path / "bad.tif", np.full((256, 256, 3), 200, np.uint8), 0.5, tile_px=64, corrupt=[(0, 0, 0)])
+    manifest = read_manifest(packed.parent)
+    frame = manifest.frame[manifest.frame["slide_id"] == "slide 0.é"]
+    frame = frame.assign(path=str(tmp_path / "bad.tif"), slide_id="007")
+    TileManifest(frame, manifest.spec).write(tmp_path / "manifest.parquet")
+    for _ in range(2):
+        assert pack_tiles(tmp_path, tmp_path / "packed").unreadable["slide_id"].tolist() == ["007"]
 
 
 def test_the_index_of_a_packed_folder_is_the_folder(packed: Path) -> None:

@@ -10,6 +10,7 @@ from pathokd.augment.scanner import PROFILES
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stainings import get_staining
 from pathokd.cli.main import main
+from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
 from pathokd.data.simulate import (
     ORIGINAL,
@@ -66,6 +67,16 @@ def test_tiles_keep_their_places(tiles: Path, tmp_path: Path) -> None:
     assert again.tiles == result.tiles
     with pytest.raises(StoreError, match="conditions"):
         simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted[:1])
+
+
+def test_tiles_packed_anew_are_not_taken_for_the_old(tiles: Path, tmp_path: Path) -> None:
+    """Packed again at another quality, they got the simulated tiles of before."""
+    for quality in (60, 95):
+        pack_tiles(tiles.parent / "tiles", tmp_path / "p", PackSpec(quality), overwrite=True)
+        if quality == 60:
+            simulate_tiles(PackedTiles(tmp_path / "p"), tmp_path / "out", [Condition("cmu-1")])
+    with pytest.raises(StoreError, match="was made with source = "):
+        simulate_tiles(PackedTiles(tmp_path / "p"), tmp_path / "out", [Condition("cmu-1")])
 
 
 def test_tiles_come_out_as_asked(tiles: Path) -> None:
