@@ -5,8 +5,6 @@ of them are changed alike.
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import re
@@ -43,6 +41,8 @@ ORIGINAL = "original"
 MEASURED_TILES = 24
 """Tiles looked at to find how a slide is stained."""
 BLOCK_PX = 1024
+LISTED = ("slide_id", "path", "case", "stain", "scanner")
+"""First columns of `slides.csv`; what else is known of a slide follows."""
 HALO_PX = 32
 """Pixels around a block that are simulated along and thrown away; a multiple of 16 keeps JPEG's blocks aligned."""
 
@@ -249,7 +249,8 @@ def simulate_slides(
     quality: int = 90,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Write every slide under every condition as a pyramidal TIFF that OpenSlide reads, and a list `slides.csv`.
+    """Write every slide under every condition as a pyramidal TIFF that OpenSlide reads, and a list `slides.csv`
+    with everything the list of slides said of them.
 
     Level 0 is that of the slide, and so are its microns per pixel. A slide that cannot be read is one failed row.
 
@@ -269,6 +270,7 @@ def simulate_slides(
         StoreError: `out_dir` was made with other settings or from other slides of these names, or the disk is full.
     """
     out, outcomes = Path(out_dir), []
+    listed: list[dict[str, str]] = []
     if not 1 <= quality <= 100:
         raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
     if seed < 0:
@@ -286,12 +288,17 @@ def simulate_slides(
                 except SlideError as error:
                     message = str(error)
                     bars.say(f"{source.slide_id}: {message}")
-            stain, scanner = condition.stain or ORIGINAL, condition.scanner_name
-            case = source.metadata.get("case") or source.slide_id
+            known = source.metadata
+            stain = condition.stain or known.get("stain") or ORIGINAL
+            scanner = known.get("scanner") or ORIGINAL if condition.scanner is None else condition.scanner_name
+            case = known.get("case") or source.slide_id
             outcomes.append(
                 SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
             )
-    _write_list(out / "slides.csv", [outcome for outcome in outcomes if outcome.status == "ok"])
+            if not message:
+                listed.append({**known, **dict(zip(LISTED, outcomes[-1], strict=False))})
+    columns = [*LISTED, *dict.fromkeys(name for row in listed for name in row if name not in LISTED)]
+    write_text(out / "slides.csv", pd.DataFrame(listed, columns=columns).to_csv(index=False))
     return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
 
 
@@ -322,13 +329,6 @@ def _claim(
                 )
     made_of = {**known, **{source.slide_id: str(source.path) for source in slides}}
     write_json(path, {**header, "slides": made_of, "profiles": {**profiles, **edited}})
-
-
-def _write_list(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
-    columns = ("slide_id", "path", "case", "stain", "scanner")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *(outcome[:5] for outcome in outcomes)])
-    write_text(path, text.getvalue())
 
 
 def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:

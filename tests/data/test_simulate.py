@@ -111,6 +111,16 @@ def test_a_slide_becomes_a_slide(slide: Path, scan: Rgb, tmp_path: Path) -> None
         simulate_slides(find_slides(slide), tmp_path, wanted, quality=95, seed=1)
 
 
+def test_what_is_known_of_a_slide_is_carried_on(slide: Path, tmp_path: Path) -> None:
+    """Patients were lost, so that a training on the simulated slides split by slide."""
+    (tmp_path / "list.csv").write_text(f"slide_id,path,patient_id,stain\na,{slide},p7,HE\n")
+    slides = find_slides(tmp_path / "list.csv")
+    outcomes = simulate_slides(slides, tmp_path / "out", [Condition(scanner="pale")])
+    assert outcomes[["case", "stain", "scanner"]].values.tolist() == [["a", "HE", "pale"]]
+    (found,) = find_slides(tmp_path / "out" / "slides.csv")
+    assert found.metadata == {"case": "a", "stain": "HE", "scanner": "pale", "patient_id": "p7"}
+
+
 def test_a_broken_slide_is_one_row(slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(slide.read_bytes()[:3000])
