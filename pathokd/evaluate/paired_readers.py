@@ -137,6 +137,12 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
                 "size that the tiles shall be read at."
             )
     if "path" in frame:
+        bad = ~frame["path"].map(lambda text: isinstance(text, str) and text != "").to_numpy(bool)
+        if bad.any():
+            raise ManifestError(
+                f"{path} should name a file in the column path of each row, got {frame['path'][bad].iloc[0]!r} in row "
+                f"{int(np.flatnonzero(bad)[0]) + 1}: fill it in, or remove the row."
+            )
         frame["bytes"] = frame["path"].map({name: _bytes(path.parent / name) for name in frame["path"].unique()})
     return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
 

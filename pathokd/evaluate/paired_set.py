@@ -173,7 +173,7 @@ def prepare(
         frame = frame.drop(columns=["pair_id"], errors="ignore")
     for name in ("stain", "scanner", "pair_id", "site", "label", "case", "slide_id"):
         if name in frame:
-            frame[name] = frame[name].fillna("").astype(str)
+            frame[name] = frame[name].astype(object).fillna("").astype(str)
     frame = frame.assign(key=_keys(frame))
     if "case" in frame:
         frame = _own_cases(frame, "pair_id" if paired else "slide_id" if "slide_id" in frame else "key")

@@ -561,6 +561,22 @@ def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
     assert open_pairs(tmp_path / "pairs.csv").labelled().tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("odd", [None, "", 7])
+def test_a_row_without_a_path_is_named(odd: object, tmp_path: Path) -> None:
+    table = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "path": ["a.png"] * 3 + [odd]})
+    if odd == 7:
+        table["path"] = 7
+    table.to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"name a file in the column path of each row, got .* in row [14]"):
+        open_pairs(tmp_path / "m.parquet")
+
+
+def test_columns_of_categories_may_have_holes(tmp_path: Path) -> None:
+    table = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "label": ["t", None, "t", None]})
+    table.astype("category").to_parquet(tmp_path / "m.parquet")
+    assert open_pairs(tmp_path / "m.parquet").frame["label"].tolist() == ["t", "", "t", ""]
+
+
 def test_tiles_without_a_case_are_not_one_case(tmp_path: Path) -> None:
     """They were kept apart from each other and drawn together, as if of one patient."""
     table = pd.DataFrame({"pair_id": np.repeat([f"p{i}" for i in range(12)], 2), "scanner": list("AB") * 12})
