@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import re
+import tokenize
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,12 @@ _UNWRITABLE = (
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
 )  # fmt: skip
 
+
+BROKEN_ARRAY = (
+    OSError, ValueError, EOFError, TypeError, KeyError, RuntimeError, MemoryError,
+    tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What NumPy and h5py raise, depending on the byte, for arrays in a file that is cut off or damaged."""
 
 _SAMPLE_BYTES = 4096
 

@@ -193,7 +193,9 @@ def radial_spectrum(tiles: Sequence[Rgb]) -> tuple[Floats, Floats]:
         inside = (ring >= 0) & (ring < len(sums))
         sums += np.bincount(ring[inside], power[inside], len(sums))
         counts += np.bincount(ring[inside], minlength=len(counts))
-    return (edges[1:] + edges[:-1]) / 2, sums / np.maximum(counts, 1) + 1e-12
+    # A tile of few pixels has no frequency in some rings: as if empty, they would tell its size, not its sharpness.
+    f, seen = (edges[1:] + edges[:-1]) / 2, counts > 0
+    return f, np.interp(f, f[seen], sums[seen] / counts[seen]) + 1e-12
 
 
 def fit_detail(source: Sequence[Rgb], target: Sequence[Rgb], *, registered: bool = False) -> tuple[float, float, float]:

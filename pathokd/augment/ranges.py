@@ -1,6 +1,9 @@
 """Arguments of transforms, checked where they come in."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 Range = tuple[float, float]
 
@@ -14,6 +17,12 @@ def checked_severity(severity: float) -> float:
     if not 0 <= severity <= 1:
         raise ValueError(f"severity must lie within 0 to 1, got {severity}.")
     return severity
+
+
+def finite(values: Any) -> bool:
+    """Whether a number, or all of several, is neither NaN nor infinite nor a word: YAML reads `.nan` as a number."""
+    array = np.asarray(values)
+    return bool(array.dtype.kind in "iuf" and np.isfinite(array).all())
 
 
 def ordered_range(name: str, values: Sequence[float]) -> Range:

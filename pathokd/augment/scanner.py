@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from pathokd.augment import optics_math as optics
-from pathokd.augment.ranges import checked_severity, ordered_range
+from pathokd.augment.ranges import checked_severity, finite, ordered_range
 from pathokd.augment.stain_math import affine_od
 from pathokd.errors import StoreError
 from pathokd.files import make_header, read_yaml, write_text
@@ -54,6 +54,9 @@ class ScannerProfile:
             raise ValueError("od_matrix must be three rows of three numbers and od_offset three numbers.")
         if np.shape(self.chromatic_px) != (2,):
             raise ValueError(f"chromatic_px must be two numbers, got {self.chromatic_px}.")
+        for field in ("od_matrix", "od_offset", "chromatic_px", "blur_px", "sharpen", "shot", "read"):
+            if not finite(getattr(self, field)):
+                raise ValueError(f"{field} must hold finite numbers, got {getattr(self, field)}.")
         for field in ("blur_px", "sharpen", "shot", "read"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}.")

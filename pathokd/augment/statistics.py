@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pathokd.augment.ranges import finite
 from pathokd.augment.stain_basis import tissue_pixels
 from pathokd.augment.stain_math import REFERENCE, Vectors
 from pathokd.errors import StoreError
@@ -31,7 +32,7 @@ class StainStatistics:
         tiles: how many tiles had tissue.
 
     Raises:
-        ValueError: not three numbers, or a negative standard deviation.
+        ValueError: not three finite numbers, or a negative standard deviation.
     """
 
     mean: Triple
@@ -44,8 +45,8 @@ class StainStatistics:
     def __post_init__(self) -> None:
         for name in ("mean", "mean_sd", "sd", "sd_sd"):
             values = getattr(self, name)
-            if np.shape(values) != (3,) or (name != "mean" and min(values) < 0):
-                raise ValueError(f"{name} must be three numbers, none of a deviation negative, got {values}.")
+            if np.shape(values) != (3,) or not finite(values) or (name != "mean" and min(values) < 0):
+                raise ValueError(f"{name} must be three finite numbers, none of a deviation negative, got {values}.")
 
     @property
     def vectors(self) -> Vectors:

@@ -32,8 +32,11 @@ PATIENT_COLUMNS = ("patient_id", "patient", "case_id", "case", "slide_id")
 
 
 def patient_column(index: pd.DataFrame, split_by: str | None = None) -> str:
-    """The column that names the patients: `split_by`, or else the first of `PATIENT_COLUMNS` present."""
-    return split_by or next(name for name in PATIENT_COLUMNS if name in index)
+    """The column that names the patients: `split_by`, or else the first of `PATIENT_COLUMNS` that names any."""
+    if split_by:
+        return split_by
+    named = (c for c in PATIENT_COLUMNS if c in index and (index[c].fillna("").astype(str).str.strip() != "").any())
+    return next(named, PATIENT_COLUMNS[-1])
 
 
 def split_rows(
@@ -45,7 +48,7 @@ def split_rows(
         index: one row per tile.
         val_fraction: share of the tiles wanted for validation, in [0, 1); whole groups are taken in a seeded order
             until it is reached, those of more than twice the share last; at least one group stays for training.
-        split_by: column that names the groups; by default the first of `PATIENT_COLUMNS` present.
+        split_by: column that names the groups; by default the first of `PATIENT_COLUMNS` that names any.
         seed: decides which groups.
 
     Returns:
@@ -62,7 +65,7 @@ def split_rows(
     rows = np.arange(len(index))
     if val_fraction == 0:
         return rows, rows[:0]
-    sizes = index.groupby(column, sort=True).size()
+    sizes = index.groupby(column, sort=True, dropna=False).size()
     if len(sizes) < 2:
         raise ManifestError(
             f"All tiles have {column} = {sizes.index[0]!r}, so nothing can be held out: add slides, or set "
@@ -262,10 +265,11 @@ class TileDataModule(L.LightningDataModule):
         if self.source is not None:
             return
         source = open_tiles(self.tiles)
+        self._identity = tile_identity(source)
         for teacher, folder in self.target_folders.items():
             store = TargetStore(folder)
             store.check_geometry(self.geometry)
-            store.check_tiles(source)
+            store.check_tiles(source, self._identity)
             self.targets[teacher] = store
         self.source = source
         self.train_rows, self.val_rows = split_rows(
@@ -318,7 +322,7 @@ class TileDataModule(L.LightningDataModule):
             batch_sampler=sampler,
             **self._options(),
         )
-        loader.tiles = fingerprint([tile_identity(source), zlib.crc32(self.train_rows.astype("<i8").tobytes())])
+        loader.tiles = fingerprint([self._identity, zlib.crc32(self.train_rows.astype("<i8").tobytes())])
         return loader
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from pathokd.data.batch import TileSource
 from pathokd.data.packed import INDEX_NAME, SCHEMA, read_index
+from pathokd.data.targets import check_slides, slide_marks
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header
@@ -99,12 +100,12 @@ def pack_tiles(
 
     Raises:
         ManifestError: no tiles to pack.
-        StoreError: `out_dir` was made with other settings, or the disk is full.
+        StoreError: `out_dir` was made with other settings or of other slides of these names, or the disk is full.
     """
     spec = spec or PackSpec()
     tiles = WsiTiles(read_manifest(manifest))
     settings = {**asdict(spec), "tiles": asdict(tiles.spec), "manifest": source_identity(tiles.index)}
-    return pack_source(tiles, out_dir, spec, settings, workers=workers, overwrite=overwrite)
+    return pack_source(tiles, out_dir, spec, settings, slides=slide_marks(tiles), workers=workers, overwrite=overwrite)
 
 
 def pack_source(
@@ -113,6 +114,8 @@ def pack_source(
     spec: PackSpec,
     settings: Mapping[str, Any],
     *,
+    slides: Mapping[str, str | None] | None = None,
+    verb: str = "pack",
     workers: int | None = None,
     overwrite: bool = False,
 ) -> PackResult:
@@ -123,19 +126,24 @@ def pack_source(
         out_dir: the packed folder.
         spec: how to store.
         settings: what made the tiles, for the header that decides on reuse.
+        slides: `slide_marks` of what the tiles are read from; a slide copied anew asks for `overwrite` too.
+        verb: of `pathokd`, for messages.
         workers: reading threads; by default one per core.
         overwrite: pack anew.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     out, header = Path(out_dir), make_header(SCHEMA, settings)
+    if slides:
+        header["slides"] = dict(slides)
     if overwrite:
         _clear(out)
     elif (out / INDEX_NAME).exists():
         index, found = read_index(out / INDEX_NAME)
         check_header(found, header, out / INDEX_NAME)
+        check_slides(found, slides or {}, f"The tiles in {out}", verb)
         return PackResult(len(index), _read_unreadable(out))
-    _pack_shards(source, out, spec, header, workers or os.cpu_count() or 1)
+    _pack_shards(source, out, spec, header, workers or os.cpu_count() or 1, verb)
     return _finish(out, header)
 
 
@@ -151,9 +159,9 @@ def _clear(out: Path) -> None:
         shard.unlink()
 
 
-def _pack_shards(source: TileSource, out: Path, spec: PackSpec, header: Header, workers: int) -> None:
+def _pack_shards(source: TileSource, out: Path, spec: PackSpec, header: Header, workers: int, verb: str) -> None:
     starts = range(0, len(source), spec.shard_tiles)
-    todo = [start for start in starts if not _shard_done(out, start // spec.shard_tiles, header)]
+    todo = [start for start in starts if not _shard_done(out, start // spec.shard_tiles, header, verb)]
     rows = sum(min(spec.shard_tiles, len(source) - start) for start in todo)
     with Bars() as bars, ThreadPoolExecutor(workers) as pool:
         wanted = (row for start in todo for row in range(start, min(start + spec.shard_tiles, len(source))))
@@ -239,7 +247,7 @@ def _part(out: Path, number: int, kind: str) -> Path:
     return out / _PARTS / f"{kind}-{number:06d}.parquet"
 
 
-def _shard_done(out: Path, number: int, header: Header) -> bool:
+def _shard_done(out: Path, number: int, header: Header, verb: str) -> bool:
     path = _part(out, number, "index")
     if not path.exists() or not (out / f"shard-{number:06d}.tar").exists():
         return False
@@ -248,6 +256,7 @@ def _shard_done(out: Path, number: int, header: Header) -> bool:
     except ManifestError:
         return False
     check_header(found, header, path)
+    check_slides(found, header.get("slides", {}), f"The tiles in {out}", verb)
     return True
 
 
@@ -267,6 +276,6 @@ def _finish(out: Path, header: Header) -> PackResult:
 
 def _read_unreadable(out: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(out / "unreadable.csv")
+        return pd.read_csv(out / "unreadable.csv", dtype={"slide_id": str}, keep_default_na=False)
     except FileNotFoundError:
         raise StoreError(f"{out}/unreadable.csv is missing beside the index: pack again with --overwrite.") from None

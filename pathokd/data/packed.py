@@ -14,12 +14,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import Header
-from pathokd.slides.manifest import HEADER_KEY
+from pathokd.slides.manifest import BROKEN_TABLE, HEADER_KEY
 from pathokd.types import Rgb
 
 SCHEMA = "packed/1"
@@ -35,20 +34,24 @@ def read_index(path: Path) -> tuple[pd.DataFrame, Header]:
     """
     try:
         table = pq.read_table(path)
+        frame: pd.DataFrame = table.to_pandas()
     except FileNotFoundError:
         raise ManifestError(
             f"{path.parent} is no packed folder: it holds no {path.name}; make one with `pathokd pack`."
         ) from None
-    except pa.ArrowInvalid as error:
+    except BROKEN_TABLE as error:
         raise ManifestError(f"{path} is no readable Parquet file ({error}): run `pathokd pack` again.") from error
     raw = (table.schema.metadata or {}).get(HEADER_KEY)
     missing = [name for name in INDEX_COLUMNS if name not in table.column_names]
     if raw is None or missing:
         raise ManifestError(f"{path} is no packed index: expected a pathokd header and the columns {INDEX_COLUMNS}.")
-    header: Header = json.loads(raw)
+    try:
+        header: Header = json.loads(raw)
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged ({error}): run `pathokd pack` again.") from error
     if header.get("schema") != SCHEMA:
         raise ManifestError(f"{path} has schema {header.get('schema')!r}, this version reads {SCHEMA!r}: pack again.")
-    return table.to_pandas(), header
+    return frame, header
 
 
 def decode(encoded: bytes, name: str) -> Rgb:

@@ -5,11 +5,10 @@ of them are changed alike.
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from pathokd.augment.scanner import get_profile
+from pathokd.augment.scanner import PROFILES, ScannerProfile, get_profile
 from pathokd.augment.stain import swap_stain
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stain_math import Appearance, to_od
@@ -25,8 +24,9 @@ from pathokd.augment.stainings import get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
+from pathokd.data.targets import slide_marks, tile_identity
 from pathokd.errors import SlideError, StoreError
-from pathokd.files import Header, check_header, make_header, write_json, write_text
+from pathokd.files import Header, check_header, fingerprint, make_header, write_json, write_text
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
 from pathokd.slides.grid import tile_grid
@@ -41,6 +41,8 @@ ORIGINAL = "original"
 MEASURED_TILES = 24
 """Tiles looked at to find how a slide is stained."""
 BLOCK_PX = 1024
+LISTED = ("slide_id", "path", "case", "stain", "scanner")
+"""First columns of `slides.csv`; what else is known of a slide follows."""
 HALO_PX = 32
 """Pixels around a block that are simulated along and thrown away; a multiple of 16 keeps JPEG's blocks aligned."""
 
@@ -51,7 +53,7 @@ class Condition:
 
     Args:
         stain: a name in `pathokd.augment.STAININGS`; None keeps the staining.
-        scanner: a name in `pathokd.augment.PROFILES`; None keeps the scanner.
+        scanner: a name in `pathokd.augment.PROFILES` or a YAML file of a profile; None keeps the scanner.
         severity: how far to go, 0 (nothing) to 1.
     """
 
@@ -64,13 +66,31 @@ class Condition:
             raise ValueError(f"severity must lie within 0 to 1, got {self.severity}.")
         if self.stain is not None:
             get_staining(self.stain)
-        if self.scanner is not None:
-            get_profile(self.scanner)
+        # Read once: a file may be edited while tiles are made.
+        object.__setattr__(self, "_profile", None if self.scanner is None else get_profile(self.scanner))
+
+    @property
+    def scanner_name(self) -> str:
+        """Of the profile; of a file its own name, without what keys and file names cannot hold."""
+        if self.scanner is None or self.scanner in PROFILES:
+            return self.scanner or ORIGINAL
+        name = re.sub(r"[.\s]+", "_", Path(self.scanner).stem)
+        return f"{name}-file" if name in (*PROFILES, ORIGINAL) else name
 
     @property
     def name(self) -> str:
         """For keys and file names."""
-        return f"{self.stain or ORIGINAL}_{self.scanner or ORIGINAL}"
+        return f"{self.stain or ORIGINAL}_{self.scanner_name}"
+
+    @property
+    def profile(self) -> ScannerProfile | None:
+        """Of the scanner."""
+        return self._profile  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def edited(self) -> str | None:
+        """Fingerprint of a profile that is a file, whose name does not tell that it was edited."""
+        return None if self.profile is None or self.scanner in PROFILES else fingerprint(self.profile.to_dict())
 
     def apply(self, rgb: Rgb, source: Appearance, seed: int) -> Rgb:
         """Change one image.
@@ -82,8 +102,8 @@ class Condition:
         """
         if self.stain is not None:
             rgb = swap_stain(rgb, source, get_staining(self.stain), self.severity)
-        if self.scanner is not None:
-            rgb = get_profile(self.scanner).apply(rgb, severity=self.severity, seed=seed)
+        if self.profile is not None:
+            rgb = self.profile.apply(rgb, severity=self.severity, seed=seed)
         return rgb
 
 
@@ -93,7 +113,10 @@ def conditions(stains: Sequence[str], scanners: Sequence[str], severity: float) 
         if len(set(names)) < len(names):
             raise ValueError(f"name each staining and each scanner once, got {', '.join(names)}.")
     both = itertools.product(stains or (None,), scanners or (None,))
-    return [Condition(stain, scanner, severity) for stain, scanner in both]
+    wanted = [Condition(stain, scanner, severity) for stain, scanner in both]
+    if len({condition.name for condition in wanted}) < len(wanted):
+        raise ValueError(f"two scanners would have one name, got {', '.join(scanners)}: rename one of the files.")
+    return wanted
 
 
 class SimulatedTiles:
@@ -113,7 +136,7 @@ class SimulatedTiles:
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._appearance = {
-            slide: measure_appearance([source.read(row) for row in _spread(rows, MEASURED_TILES)])
+            slide: measure_appearance(list(_readable(source, _spread(rows, MEASURED_TILES))))
             for slide, rows in _rows_by_slide(base)
         }
         self._slides = base["slide_id"].to_list()
@@ -140,7 +163,7 @@ def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
 
 
 def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
-    named = {"stain": condition.stain, "scanner": condition.scanner}
+    named = {"stain": condition.stain, "scanner": condition.scanner and condition.scanner_name}
     kept = {name: base[name] if name in base and value is None else value or ORIGINAL for name, value in named.items()}
     keys = base["key"] if condition == Condition() else base["key"] + f"-{condition.name}"
     case = base["case"] if "case" in base else base["slide_id"]
@@ -151,6 +174,13 @@ def _spread(rows: Sequence[int] | IntArray, count: int) -> list[int]:
     """Up to `count` of `rows`, evenly spread."""
     picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
     return [int(rows[number]) for number in picked]
+
+
+def _readable(source: TileSource, rows: Sequence[int]) -> Iterator[Rgb]:
+    """Some tiles, but those on a damaged place of their slide: the others tell as much."""
+    for row in rows:
+        with contextlib.suppress(SlideError):
+            yield source.read(row)
 
 
 def _seed(seed: int, number: int) -> int:
@@ -184,12 +214,18 @@ def simulate_tiles(
     spec = spec or PackSpec(quality=95)
     settings = {
         **asdict(spec),
-        "conditions": [asdict(condition) for condition in wanted],
+        "conditions": [
+            {**asdict(condition), **({"profile": condition.edited} if condition.edited else {})} for condition in wanted
+        ],
         "seed": seed,
         "manifest": source_identity(source.index),
+        "source": tile_identity(source),
     }
     simulated = SimulatedTiles(source, wanted, seed=seed)
-    return pack_source(simulated, out_dir, spec, settings, workers=workers, overwrite=overwrite)
+    slides = slide_marks(source)
+    return pack_source(
+        simulated, out_dir, spec, settings, slides=slides, verb="simulate", workers=workers, overwrite=overwrite
+    )
 
 
 class SlideOutcome(NamedTuple):
@@ -213,7 +249,8 @@ def simulate_slides(
     quality: int = 90,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Write every slide under every condition as a pyramidal TIFF that OpenSlide reads, and a list `slides.csv`.
+    """Write every slide under every condition as a pyramidal TIFF that OpenSlide reads, and a list `slides.csv`
+    with everything the list of slides said of them.
 
     Level 0 is that of the slide, and so are its microns per pixel. A slide that cannot be read is one failed row.
 
@@ -233,12 +270,13 @@ def simulate_slides(
         StoreError: `out_dir` was made with other settings or from other slides of these names, or the disk is full.
     """
     out, outcomes = Path(out_dir), []
+    listed: list[dict[str, str]] = []
     if not 1 <= quality <= 100:
         raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
     header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
-    _claim(out / "simulated.json", header, slides, overwrite)
+    _claim(out / "simulated.json", header, slides, wanted, overwrite)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]
         for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
@@ -250,19 +288,31 @@ def simulate_slides(
                 except SlideError as error:
                     message = str(error)
                     bars.say(f"{source.slide_id}: {message}")
-            stain, scanner = condition.stain or ORIGINAL, condition.scanner or ORIGINAL
-            case = source.metadata.get("case") or source.slide_id
+            known = source.metadata
+            stain = condition.stain or known.get("stain") or ORIGINAL
+            scanner = known.get("scanner") or ORIGINAL if condition.scanner is None else condition.scanner_name
+            case = known.get("case") or source.slide_id
             outcomes.append(
                 SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
             )
-    _write_list(out / "slides.csv", [outcome for outcome in outcomes if outcome.status == "ok"])
+            if not message:
+                listed.append({**known, **dict(zip(LISTED, outcomes[-1], strict=False))})
+    columns = [*LISTED, *dict.fromkeys(name for row in listed for name in row if name not in LISTED)]
+    write_text(out / "slides.csv", pd.DataFrame(listed, columns=columns).to_csv(index=False))
     return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
 
 
-def _claim(path: Path, header: Header, slides: Sequence[SlideSource], overwrite: bool) -> None:
-    """Refuse a folder of other settings, or of other slides of the same names; note what will be made from what."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _claim(
+    path: Path, header: Header, slides: Sequence[SlideSource], wanted: Sequence[Condition], overwrite: bool
+) -> None:
+    """Refuse a folder of other settings, slides or profiles of the same names; note what will be made from what."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}): delete it and pass --overwrite.") from error
     known: dict[str, str] = found.get("slides", {})
+    profiles: dict[str, str] = found.get("profiles", {})
+    edited = {condition.scanner_name: condition.edited for condition in wanted if condition.edited}
     if found and not overwrite:
         check_header(found, header, path)
         for source in slides:
@@ -271,14 +321,14 @@ def _claim(path: Path, header: Header, slides: Sequence[SlideSource], overwrite:
                     f"{path.parent} holds {source.slide_id} made from {known[source.slide_id]}, this run gives "
                     f"{source.path}: pass --overwrite to make it anew, or another output folder."
                 )
-    write_json(path, {**header, "slides": {**known, **{source.slide_id: str(source.path) for source in slides}}})
-
-
-def _write_list(path: Path, outcomes: Sequence[SlideOutcome]) -> None:
-    columns = ("slide_id", "path", "case", "stain", "scanner")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *(outcome[:5] for outcome in outcomes)])
-    write_text(path, text.getvalue())
+        for name, numbers in edited.items():
+            if profiles.get(name, numbers) != numbers:
+                raise StoreError(
+                    f"{path.parent} holds slides of another scanner profile {name}: pass --overwrite to make them "
+                    "anew, or another output folder."
+                )
+    made_of = {**known, **{source.slide_id: str(source.path) for source in slides}}
+    write_json(path, {**header, "slides": made_of, "profiles": {**profiles, **edited}})
 
 
 def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:
@@ -331,11 +381,11 @@ def typical_tile(tiles: TileSource | Sequence[SlideSource]) -> Rgb:
     """A tile to show presets on: of some forty, the one whose colours vary most.
 
     Raises:
-        SlideError: no slide can be read; the first one's trouble.
+        SlideError: no slide or tile can be read; of slides the first one's trouble.
     """
-    shown = (
-        _shown(tiles) if isinstance(tiles, Sequence) else [tiles.read(row) for row in _spread(range(len(tiles)), 40)]
-    )
+    shown = _shown(tiles) if isinstance(tiles, Sequence) else list(_readable(tiles, _spread(range(len(tiles)), 40)))
+    if not shown:
+        raise SlideError("Not one of forty tiles can be read: look at their slides with `pathokd inspect`.")
     return max(shown, key=lambda tile: float(to_od(tile).std(axis=(0, 1)).sum()))
 
 
@@ -362,6 +412,6 @@ def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatist
     slides = _rows_by_slide(tiles.index)
     with Bars() as bars:
         return fit_statistics(
-            [tiles.read(row) for row in _spread(rows, tiles_per_slide)]
+            list(_readable(tiles, _spread(rows, tiles_per_slide)))
             for _, rows in bars.track(slides, "measuring slides", len(slides))
         )

@@ -206,13 +206,17 @@ class TargetStore:
         except (OSError, SafetensorError) as error:
             raise StoreError(f"{path} cannot be read ({error}): run `pathokd cache` again with --overwrite.") from error
 
-    def check_tiles(self, source: TileSource) -> None:
+    def check_tiles(self, source: TileSource, identity: str | None = None) -> None:
         """Refuse to be the targets of other tiles.
+
+        Args:
+            source: the tiles.
+            identity: their `tile_identity` where it is known, which takes seconds for millions of tiles.
 
         Raises:
             StoreError: the tiles are not those the targets were computed on.
         """
-        if len(source) != len(self) or tile_identity(source) != self.settings["tiles"]:
+        if len(source) != len(self) or (identity or tile_identity(source)) != self.settings["tiles"]:
             raise StoreError(
                 f"The targets in {self.folder} were computed on other tiles: on the {len(self)} of "
                 f"{self.header['facts']['source']}, and the {len(source)} of this run are not the same ones, in the "

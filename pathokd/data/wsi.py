@@ -106,12 +106,14 @@ def holds_tiles(path: str | Path) -> bool:
 
 
 def open_tiles(path: str | Path) -> TileSource:
-    """Open a packed folder, or the manifest of a tile folder, whichever `path` is.
+    """Open a packed folder or its index, or the manifest of a tile folder, whichever `path` is.
 
     Raises:
         ManifestError: it is neither.
     """
     folder = Path(path)
+    if folder.name == INDEX_NAME and folder.is_file():
+        folder = folder.parent
     if (folder / INDEX_NAME).is_file():
         return PackedTiles(folder)
     if (folder / MANIFEST_NAME).is_file() or folder.suffix == ".parquet":

@@ -1,6 +1,6 @@
 """Features as colours: three principal axes as red, green and blue, the same for every slide they were fitted on."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from pathokd.types import FloatArray, Mask
 
 PERCENTILES = (2.0, 98.0)
 """What becomes 0 and 255: a few odd tiles (pen, folds) must not flatten the rest."""
+_BLOCK = 4096
+"""Tiles computed on at a time in double precision, which takes two to four times the memory of what is stored."""
 
 
 class ColourSpace(NamedTuple):
@@ -46,11 +48,15 @@ class ColourSpace(NamedTuple):
 
     def project(self, features: FloatArray) -> npt.NDArray[np.float64]:
         """Positions on the axes, (n, 3)."""
-        return (np.asarray(features, np.float64) - self.mean) @ self.axes.T
+        out = np.empty((len(features), 3))
+        for start in range(0, len(features), _BLOCK):
+            block = np.asarray(features[start : start + _BLOCK], np.float64)
+            out[start : start + _BLOCK] = (block - self.mean) @ self.axes.T
+        return out
 
 
 def fit_colours(parts: Callable[[], Iterable[FloatArray]]) -> ColourSpace:
-    """Principal axes and percentiles over all tiles, in two passes and the memory of one part.
+    """Principal axes and percentiles over all tiles, in two passes; keeps one part and 12 bytes of every tile.
 
     The sign of an axis is free; the entry of largest magnitude is made positive, so that a picture repeats.
 
@@ -65,12 +71,9 @@ def fit_colours(parts: Callable[[], Iterable[FloatArray]]) -> ColourSpace:
     """
     count, shift = 0, np.zeros(0)
     total, product = np.zeros(0), np.zeros((0, 0))
-    for part in parts():
-        if not len(part):
-            continue
-        x = np.asarray(part, np.float64)
+    for x in _blocks(parts()):
         if not count:
-            # Sums are taken about the first part's mean: about zero they would cancel where the mean is large.
+            # Sums are taken about the first block's mean: about zero they would cancel where the mean is large.
             shift, total, product = x.mean(axis=0), np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
         centred = x - shift
         count, total, product = count + len(x), total + centred.sum(axis=0), product + centred.T @ centred
@@ -87,6 +90,16 @@ def fit_colours(parts: Callable[[], Iterable[FloatArray]]) -> ColourSpace:
     variance = np.maximum(values, 0)
     share[: len(strongest)] = variance[::-1][:3] / max(float(variance.sum()), 1e-300)
     space = ColourSpace(shift + offset, axes, np.zeros(3), np.zeros(3), share, count)
-    positions = np.concatenate([space.project(part) for part in parts() if len(part)])
-    low, high = np.percentile(positions, PERCENTILES, axis=0)
+    positions, at = np.empty((3, count), np.float32), 0
+    for x in _blocks(parts()):
+        positions[:, at : at + len(x)] = space.project(x).T
+        at += len(x)
+    low, high = np.array([np.percentile(axis, PERCENTILES, overwrite_input=True) for axis in positions], np.float64).T
     return space._replace(low=low, high=np.where(share > 0, high, low))
+
+
+def _blocks(parts: Iterable[FloatArray]) -> Iterator[npt.NDArray[np.float64]]:
+    """Tiles of all parts, some at a time, in double precision."""
+    for part in parts:
+        for start in range(0, len(part), _BLOCK):
+            yield np.asarray(part[start : start + _BLOCK], np.float64)

@@ -5,7 +5,6 @@ A store is aligned by names, never by order: slide and coordinates in HDF5 files
 """
 
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathokd.embed import Embedder, read_embeddings
 from pathokd.embed.reading import read_batches
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.paired_set import PairedSet, Rows
-from pathokd.files import atomic_path, check_header, fingerprint, make_header, write_json
+from pathokd.files import BROKEN_ARRAY, atomic_path, check_header, fingerprint, make_header, write_json
 from pathokd.progress import Bars
 
 Features = npt.NDArray[np.float32]
@@ -105,7 +104,7 @@ def model_features(
     with Bars() as bars:
         for start in bars.track(todo, f"Embedding with {name}", len(todo)):
             _embed_block(embedder, tiles, cache, start, workers, bars, name)
-    blocks = [np.load(cache / _block(start), mmap_mode="r") for start in starts]
+    blocks = [_kept(cache / _block(start), (min(BLOCK, len(tiles) - start), embedder.dim)) for start in starts]
 
     def load(rows: Rows) -> Features:
         out = np.empty((len(rows), embedder.dim), np.float32)
@@ -119,6 +118,17 @@ def model_features(
 
 def _block(start: int) -> str:
     return f"features-{start:08d}.npy"
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    """A block of kept features; StoreError if the file is damaged."""
+    try:
+        block: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        if block.shape != shape:
+            raise ValueError(f"shape {block.shape}, expected {shape}")
+    except BROKEN_ARRAY as error:
+        raise StoreError(f"{path} is damaged ({error}): delete it and run again, or pass --overwrite.") from error
+    return block
 
 
 def _embed_block(
@@ -211,7 +221,7 @@ def _read_slide(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         return found.features, found.coords
     try:
         table = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except BROKEN_ARRAY as error:
         raise StoreError(f"{path} is truncated or no array: extract the slide again.") from error
     if table.ndim != 2 or table.shape[1] < 4:
         raise StoreError(f"{path} should have shape (n, 3 + d): level, x, y and features, got {table.shape}.")
@@ -253,7 +263,7 @@ def _keyed(name: str, files: list[Path], tiles: PairedSet) -> ModelFeatures:
                         f"{path} should hold one vector per tile, all of one length, got shape {vector.shape} for "
                         f"{key}."
                     )
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except BROKEN_ARRAY as error:
             raise StoreError(f"{path} should hold the arrays key, (n,), and features, (n, d): {error}.") from error
     keys = tiles.column("key").tolist()
     missing = [key for key in keys if key not in found]

@@ -17,8 +17,10 @@ from pathokd.data.places import place_ids
 from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import PairedSet, Read, prepare, proper_names
+from pathokd.files import BROKEN_ARRAY
 from pathokd.metrics.aggregate import plism_condition
-from pathokd.slides.manifest import HEADER_KEY, TileManifest, TileSpec, typed
+from pathokd.pictures import read_image
+from pathokd.slides.manifest import BROKEN_TABLE, HEADER_KEY, TileManifest, TileSpec, typed
 from pathokd.slides.slide import Slide
 from pathokd.types import Rgb
 
@@ -51,23 +53,23 @@ def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
         return _table(path, drop_unpaired)
     if (path / INDEX_NAME).is_file():
         tiles = PackedTiles(path)
-        return _tiles(tiles.index, tiles.read, str(path))
+        return _tiles(tiles.index, tiles.read, str(path), drop_unpaired)
     if (path / MANIFEST_NAME).is_file():
         slides = WsiTiles(read_manifest(path))
-        return _tiles(slides.index, slides.read, str(path))
+        return _tiles(slides.index, slides.read, str(path), drop_unpaired)
     if any(path.glob(PLISM_H5)):
-        return _plism_h5(path)
+        return _plism_h5(path, drop_unpaired)
     if any(path.glob(PLISM_FEATURES)):
-        return _plism_features(path)
+        return _plism_features(path, drop_unpaired)
     if any(path.glob("*.parquet")):
-        return _plism_parquet(sorted(path.glob("*.parquet")), str(path))
+        return _plism_parquet(sorted(path.glob("*.parquet")), str(path), drop_unpaired)
     return _folders(path)
 
 
-def _tiles(index: pd.DataFrame, read: Read, source: str) -> PairedSet:
+def _tiles(index: pd.DataFrame, read: Read, source: str, drop_unpaired: bool = False) -> PairedSet:
     """Tiles of registered slides: one case, one place in microns, whatever the pixel size."""
     if "case" not in index or not ({"stain", "scanner"} & set(index)):
-        return prepare(index, source, read)
+        return prepare(index, source, read, drop_unpaired=drop_unpaired)
     frame = index.assign(pair_id=place_ids(index))
     # Of tiles of one condition at one place the first stays.
     names = [name for name in ("stain", "scanner") if name in frame]
@@ -94,7 +96,14 @@ def _bytes(path: Path) -> int:
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except BROKEN_TABLE as error:
+        raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
+
+
+def _parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except BROKEN_TABLE as error:
         raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
 
 
@@ -106,8 +115,8 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
             raise ManifestError(f"{path} is no table in UTF-8 ({error}): save it as a CSV in UTF-8.") from error
     elif path.suffix == ".parquet":
         if {"tile_id", "png"} <= set(_schema(path).names):
-            return _plism_parquet([path], str(path))
-        frame = pd.read_parquet(path)
+            return _plism_parquet([path], str(path), drop_unpaired)
+        frame = _parquet(path)
     else:
         raise ManifestError(f"{path} should be a .csv or .parquet manifest, or a folder, got {path.suffix!r}.")
     frame = proper_names(frame)
@@ -128,6 +137,12 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
                 "size that the tiles shall be read at."
             )
     if "path" in frame:
+        bad = ~frame["path"].map(lambda text: isinstance(text, str) and text != "").to_numpy(bool)
+        if bad.any():
+            raise ManifestError(
+                f"{path} should name a file in the column path of each row, got {frame['path'][bad].iloc[0]!r} in row "
+                f"{int(np.flatnonzero(bad)[0]) + 1}: fill it in, or remove the row."
+            )
         frame["bytes"] = frame["path"].map({name: _bytes(path.parent / name) for name in frame["path"].unique()})
     return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
 
@@ -204,12 +219,12 @@ def _mpp(path: str) -> float:
 
 def _picture(path: Path) -> Rgb:
     try:
-        return decode(path.read_bytes(), str(path))
-    except (OSError, StoreError) as error:
-        raise StoreError(f"{path} cannot be read as a picture: correct its path in the manifest.") from error
+        return read_image(path)
+    except StoreError as error:
+        raise StoreError(f"{path} cannot be read as a picture ({error}): correct its path in the manifest.") from error
 
 
-def _plism_h5(folder: Path) -> PairedSet:
+def _plism_h5(folder: Path, drop_unpaired: bool) -> PairedSet:
     """One file per slide, `STAIN_SCANNER_to_GMH_S60.tif.h5`, one dataset per tile, `NAME_LEVEL_X_Y`."""
     files = {path.name.removesuffix(".h5"): path for path in sorted(folder.glob(PLISM_H5))}
     frames = []
@@ -217,27 +232,27 @@ def _plism_h5(folder: Path) -> PairedSet:
         try:
             with h5py.File(path, "r") as file:
                 names = list(file)
-        except OSError as error:
+        except BROKEN_ARRAY as error:
             raise ManifestError(f"{path} is truncated or no HDF5 file: download it again.") from error
         frames.append(_plism_rows(slide, names))
     frame = pd.concat(frames, ignore_index=True)
     read = _H5Reader(files, frame["slide_id"].tolist(), frame["tile_id"].tolist())
-    return prepare(frame, str(folder), read)
+    return prepare(frame, str(folder), read, drop_unpaired=drop_unpaired)
 
 
-def _plism_features(folder: Path) -> PairedSet:
+def _plism_features(folder: Path, drop_unpaired: bool) -> PairedSet:
     """Features without tiles, one (n, 3 + d) array of level, x, y and features per slide."""
     frames = []
     for path in sorted(folder.glob(PLISM_FEATURES)):
         try:
             table = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except BROKEN_ARRAY as error:
             raise ManifestError(f"{path} is truncated or no array: extract the slide again.") from error
         if table.ndim != 2 or table.shape[1] < 4:
             raise ManifestError(f"{path} should have shape (n, 3 + d): level, x, y and features, got {table.shape}.")
         where = table[:, :3].round().astype(np.int64).tolist()
         frames.append(_plism_rows(path.parent.name, [f"tile_{level}_{x}_{y}" for level, x, y in where]))
-    return prepare(pd.concat(frames, ignore_index=True), str(folder))
+    return prepare(pd.concat(frames, ignore_index=True), str(folder), drop_unpaired=drop_unpaired)
 
 
 def _plism_rows(slide: str, names: list[str]) -> pd.DataFrame:
@@ -269,10 +284,20 @@ class _H5Reader:
                 self.slide = self.slides[row]
                 self.file = h5py.File(self.files[self.slide], "r")
             dataset: Any = self.file
-            return np.asarray(dataset[self.names[row]][...], np.uint8)
+            try:
+                tile = np.asarray(dataset[self.names[row]][...])
+            except BROKEN_ARRAY as error:
+                where = f"{self.names[row]} of {self.files[self.slide]}"
+                raise StoreError(f"{where} cannot be read ({error}): download the file again.") from error
+        if tile.dtype != np.uint8 or tile.ndim != 3 or tile.shape[2] != 3:
+            raise StoreError(
+                f"{self.names[row]} of {self.files[self.slides[row]]} should be a tile of 8-bit RGB, got {tile.dtype} "
+                f"{tile.shape}: write it as uint8 (height, width, 3)."
+            )
+        return tile
 
 
-def _plism_parquet(files: list[Path], source: str) -> PairedSet:
+def _plism_parquet(files: list[Path], source: str, drop_unpaired: bool = False) -> PairedSet:
     """PLISM's tile table: slide_id, tile_id, png (bytes, or a struct with bytes)."""
     frames, origin = [], []
     for number, path in enumerate(files):
@@ -282,7 +307,7 @@ def _plism_parquet(files: list[Path], source: str) -> PairedSet:
                 f"{path} should hold PLISM's tiles and lacks the columns {', '.join(lacking)}: pass a paired manifest "
                 "by its own path, not that of its folder."
             )
-        table = pq.read_table(path, columns=["slide_id", "tile_id"]).to_pandas()
+        table = _parquet(path, ["slide_id", "tile_id"])
         origin += [(number, row) for row in range(len(table))]
         frames.append(table)
     frame = pd.concat(frames, ignore_index=True)
@@ -299,7 +324,8 @@ def _plism_parquet(files: list[Path], source: str) -> PairedSet:
         rows.append(ordered.assign(origin=places[ordered["tile_id"]].to_numpy()))
     table = pd.concat(rows, ignore_index=True)
     place = [origin[row] for row in table["origin"]]
-    return prepare(table.drop(columns="origin"), source, _parquet_reader(files, place))
+    read = _parquet_reader(files, place)
+    return prepare(table.drop(columns="origin"), source, read, drop_unpaired=drop_unpaired)
 
 
 def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
@@ -313,8 +339,11 @@ def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
         group = int(np.searchsorted(starts[number], inside, side="right")) - 1
         with lock:
             if held["at"] != (number, group):
-                column = opened[number].read_row_group(group, columns=["png"])["png"]
-                held.update(at=(number, group), png=column.to_pylist())
+                try:
+                    column = opened[number].read_row_group(group, columns=["png"])["png"].to_pylist()
+                except BROKEN_TABLE as error:
+                    raise StoreError(f"{files[number]} is damaged ({error}): download it again.") from error
+                held.update(at=(number, group), png=column)
             png: Any = held["png"][inside - int(starts[number][group])]
         return decode(png["bytes"] if isinstance(png, dict) else png, f"Row {inside} of {files[number]}")
 

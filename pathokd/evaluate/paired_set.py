@@ -3,6 +3,7 @@
 A paired manifest has one row per tile: `pair_id` names the place, `stain` and `scanner` the condition, and `site`,
 `label`, `case` whatever else is known. Rows are put together by `pair_id`, never by their order. Without `pair_id`, the
 columns `label` and `site` (PathoROB's `biological_class` and `medical_center`) allow the measures that need no pairs.
+Of an empty cell in `case` nobody knows: its place, or its slide or tile, is a case of its own.
 """
 
 from collections.abc import Callable
@@ -172,8 +173,10 @@ def prepare(
         frame = frame.drop(columns=["pair_id"], errors="ignore")
     for name in ("stain", "scanner", "pair_id", "site", "label", "case", "slide_id"):
         if name in frame:
-            frame[name] = frame[name].fillna("").astype(str)
+            frame[name] = frame[name].astype(object).fillna("").astype(str)
     frame = frame.assign(key=_keys(frame))
+    if "case" in frame:
+        frame = _own_cases(frame, "pair_id" if paired else "slide_id" if "slide_id" in frame else "key")
     if not paired:
         return _unpaired(frame, source, read)
     return _paired(frame, source, read, drop_unpaired)
@@ -195,6 +198,19 @@ def _keys(frame: pd.DataFrame) -> pd.Series:
             if keys.is_unique:
                 return keys
     return pd.Series([f"tile-{row}" for row in range(len(frame))])
+
+
+def _own_cases(frame: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The table with a case for each `unit` whose cell is empty, but the one its other rows name, if any does.
+
+    Together they would be one case: kept apart from each other, and one draw of the bootstrap.
+    """
+    named = frame["case"].where(frame["case"].str.strip() != "")
+    if named.isna().all():
+        return frame.drop(columns="case")
+    whose = frame[unit].where(frame[unit].str.strip() != "", frame["key"])
+    known = named.fillna(named.groupby(whose).transform("first"))
+    return frame.assign(case=known.fillna(f"{unit} " + whose))
 
 
 def _unpaired(frame: pd.DataFrame, source: str, read: Read | None) -> PairedSet:

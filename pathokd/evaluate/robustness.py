@@ -27,6 +27,7 @@ from pathokd.evaluate.robust_neighbours import Settings as NeighbourSettings
 from pathokd.evaluate.robust_probes import measure_probes
 from pathokd.evaluate.robust_retrieval import measure_retrieval
 from pathokd.evaluate.robust_views import measure_views
+from pathokd.files import BROKEN_ARRAY
 from pathokd.metrics.aggregate import Compat
 from pathokd.metrics.paired import TOP_K
 from pathokd.types import IntArray
@@ -223,18 +224,29 @@ def _subset(n_places: int, spec: RobustnessSpec) -> npt.NDArray[np.int64] | None
 def read_index(path: str | Path, tiles: PairedSet) -> npt.NDArray[np.int64]:
     """A published subset: a `.npy` file of whole numbers, positions of places sorted by (x, y).
 
+    Of tiles without x and y, positions in the order of the set.
+
     Raises:
-        StoreError: The file is missing, or its numbers do not fit the places of the set.
+        StoreError: The file is missing, its numbers do not fit the places of the set, or the set is not whole: each
+            place left out would shift all positions after it.
     """
     try:
         index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except BROKEN_ARRAY as error:
         raise StoreError(f"{path} should be a .npy file of positions of places: {error}.") from error
     n = len(tiles.places)
     whole = index.ndim == 1 and np.issubdtype(index.dtype, np.integer) and len(index) > 1
     if not whole or index.min() < 0 or index.max() >= n or len(np.unique(index)) < len(index):
         raise StoreError(f"{path} should list positions of places, each 0 to {n - 1} and at most once.")
+    if tiles.notes:
+        raise StoreError(
+            f"{path} counts the places of a whole set, and of {tiles.source} some are left out ({tiles.notes[0]} It "
+            "would pick others): complete the set, or leave out --index."
+        )
     found: npt.NDArray[np.int64] = index.astype(np.int64)
+    if {"x", "y"} <= set(tiles.frame):
+        at = tiles.frame.iloc[tiles.rows[next(iter(tiles.conditions))]]
+        found = np.lexsort((at["y"], at["x"]))[found]
     return found
 
 

@@ -19,6 +19,9 @@ SCHEMA = "manifest/1"
 HEADER_KEY = b"pathokd"
 """Key of the JSON header in the Parquet schema metadata."""
 
+BROKEN_TABLE = (pa.ArrowException, OSError, ValueError, KeyError)
+"""What pyarrow and pandas raise, depending on the byte, for a Parquet file that is cut off or damaged."""
+
 COLUMNS: dict[str, str] = {
     "slide_id": "str",
     "path": "str",
@@ -126,8 +129,11 @@ class TileManifest:
         header, table = read_table(path)
         settings = dict(header["settings"])
         known = {name: settings.pop(name) for name in asdict(TileSpec()) if name in settings}
-        frame: pd.DataFrame = table.to_pandas()
-        return cls(typed(frame), TileSpec(**known), settings, header.get("facts", {}))
+        try:
+            frame = typed(table.to_pandas())
+        except BROKEN_TABLE as error:
+            raise ManifestError(f"{path} is damaged ({error}): make it again.") from error
+        return cls(frame, TileSpec(**known), settings, header.get("facts", {}))
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -162,11 +168,14 @@ def read_header(path: str | Path) -> Header:
         metadata = pq.read_schema(path).metadata or {}
     except FileNotFoundError as error:
         raise ManifestError(f"{path} does not exist: make it with `pathokd tile`.") from error
-    except (pa.ArrowException, OSError) as error:
+    except BROKEN_TABLE as error:
         raise ManifestError(f"{path} is no readable Parquet file ({error}): make it again.") from error
     if HEADER_KEY not in metadata:
         raise ManifestError(f"{path} has no pathokd header: expected a manifest written by `pathokd tile`.")
-    header: Header = json.loads(metadata[HEADER_KEY])
+    try:
+        header: Header = json.loads(metadata[HEADER_KEY])
+    except ValueError as error:
+        raise ManifestError(f"{path} is damaged ({error}): make it again.") from error
     return header
 
 
@@ -181,6 +190,6 @@ def read_table(path: str | Path) -> tuple[Header, pa.Table]:
         raise ManifestError(f"{path} has schema {header.get('schema')!r}, expected {SCHEMA!r}: make it again.")
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+    except BROKEN_TABLE as error:
         raise ManifestError(f"{path} is damaged ({error}): make it again.") from error
     return header, table

@@ -106,6 +106,16 @@ def test_a_profile_between_equals_is_next_to_nothing(tiles: list[Rgb]) -> None:
     assert np.abs(found.apply(tiles[5]).astype(int) - tiles[5]).mean() < 0.5
 
 
+@pytest.mark.parametrize("side", [16, 24, 32])
+def test_small_tiles_are_not_sharper_for_being_small(side: int, tiles: list[Rgb]) -> None:
+    """Rings of the spectrum that a small tile has no frequency in counted as empty: a blur of 4 px on equal tiles."""
+    small = [tile[64 : 64 + side, 64 : 64 + side] for tile in tiles]
+    found = fit_scanner_profile(small, tiles)
+    assert found.blur_px < 1
+    assert found.sharpen < 0.5
+    assert spectrum_distance(small, tiles) < 0.4
+
+
 def test_wrong_tiles(tiles: list[Rgb]) -> None:
     with pytest.raises(ValueError, match="source_tiles holds no tile"):
         fit_scanner_profile([], tiles)

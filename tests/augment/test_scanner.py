@@ -88,7 +88,11 @@ def written(folder: Path, **changes: Any) -> str:
     [
         ({"blurr_px": 1.0}, "no field 'blurr_px'"),
         ({"name": None}, "name is missing"),
-        ({"blur_px": "wide"}, "not supported"),
+        ({"blur_px": "wide"}, "blur_px must hold finite numbers"),
+        ({"blur_px": float("nan")}, "blur_px must hold finite numbers"),
+        ({"od_offset": [0.0, float("nan"), 0.0]}, "od_offset must hold finite numbers"),
+        ({"od_matrix": [[1, 0, 0], [0, 1, 0], [0, 0, "x"]]}, "od_matrix must hold finite numbers"),
+        ({"chromatic_px": [float("inf"), 0.0]}, "chromatic_px must hold finite numbers"),
         ({"od_matrix": 3}, "not iterable"),
         ({"chromatic_px": [1.0]}, "two numbers"),
         ({"read": -1.0}, "read must not be negative"),

@@ -169,7 +169,10 @@ def test_wrong_files(tmp_path: Path) -> None:
     [
         ({"sd": None}, "sd"),
         ({"median": [1, 1, 1]}, "median"),
-        ({"mean": [1.0, 2.0]}, "three numbers"),
+        ({"mean": [1.0, 2.0]}, "three finite numbers"),
+        ({"mean": [float("nan"), 1.0, 1.0]}, "three finite numbers"),
+        ({"mean": ["a", "b", "c"]}, "three finite numbers"),
+        ({"sd": [0.1, float("nan"), 0.1]}, "three finite numbers"),
         ({"sd_sd": [-1.0, 0.0, 0.0]}, "negative"),
     ],
 )

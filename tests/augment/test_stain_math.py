@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import hed2rgb, rgb2hed
 
-from pathokd.augment.stain_basis import REFERENCE_STRENGTH, macenko_basis, measure_appearance, vahadane_basis
+from pathokd.augment.stain_basis import (
+    MAX_PIXELS,
+    REFERENCE_STRENGTH,
+    macenko_basis,
+    measure_appearance,
+    tissue_pixels,
+    vahadane_basis,
+)
 from pathokd.augment.stain_math import (
     GLASS_OD,
     REFERENCE,
@@ -182,6 +189,10 @@ def test_appearance_of_an_odd_tile_is_the_references(odd_tile: Rgb) -> None:
         assert found.strength == REFERENCE_STRENGTH
 
 
+def test_no_tiles_have_the_references_appearance() -> None:
+    assert measure_appearance([]).fallback == "too little tissue"
+
+
 def test_parallel_stains_are_refused() -> None:
     with pytest.raises(ValueError, match="different directions"):
         basis_of((0.5, 0.5, 0.5), (1, 1, 1))
@@ -202,3 +213,15 @@ def test_swap_there_and_back_is_the_identity() -> None:
     two = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), (1.1, 1.4))
     assert swap_map(two, one) @ swap_map(one, two) == pytest.approx(np.eye(3), abs=1e-12)
     assert swap_map(one, one) == pytest.approx(np.eye(3), abs=1e-12)
+
+
+@pytest.mark.parametrize("side", [128, 224, 256, 400, 512, 1000])
+def test_pixels_looked_at_are_of_all_columns_and_rows(side: int) -> None:
+    """Of tiles of 256 and 512 px they were every 8th and every 32nd column, the borders of JPEG's blocks."""
+    tile = np.zeros((side, side, 3), np.uint8)
+    tile[..., 0], tile[..., 1] = np.arange(side) % 100, np.arange(side)[:, None] % 100
+    found = tissue_pixels(tile)
+    assert found is not None
+    assert len(found) <= MAX_PIXELS
+    for channel in (0, 1):
+        assert len(np.unique(found[:, channel])) >= 90

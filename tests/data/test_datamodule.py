@@ -48,6 +48,17 @@ def index(groups: dict[str, int]) -> pd.DataFrame:
     )
 
 
+def test_an_empty_column_of_patients_names_nobody() -> None:
+    """It hid the column that did, and its name was all that the refusal said."""
+    some = pd.DataFrame({"slide_id": [f"s{i // 5}" for i in range(20)], "case": ["a"] * 10 + ["b"] * 10})
+    for blank in ("", " ", None):
+        train, val = split_rows(some.assign(patient_id=blank), val_fraction=0.3)
+        assert len(train) == len(val) == 10
+        assert some["case"].iloc[train].nunique() == 1
+    with pytest.raises(ManifestError, match=r"All tiles have patient_id = .*nan"):
+        split_rows(some.assign(patient_id=float("nan")), val_fraction=0.3, split_by="patient_id")
+
+
 def test_patients_lie_on_one_side_only(packed: Path) -> None:
     data = module(packed)
     assert data.source is not None

@@ -127,6 +127,27 @@ def test_a_corrupt_tile_is_left_out_and_told(tmp_path: Path, packed: Path) -> No
     assert result.unreadable[["x", "y", "flag"]].values.tolist() == [[0, 0, "unreadable"]]
     assert pd.read_csv(tmp_path / "packed/unreadable.csv")["message"].str.contains("bad.tif").all()
     assert len(PackedTiles(tmp_path / "packed")) == 15
+    assert pack_tiles(tmp_path, tmp_path / "packed").unreadable.equals(result.unreadable)
+    write_pyramid(tmp_path / "bad.tif", pixels, 0.5, tile_px=64)
+    with pytest.raises(StoreError, match=r"on another slide slide 0\.é.* `pathokd pack` with --overwrite"):
+        pack_tiles(tmp_path, tmp_path / "packed")  # copied anew, as the message asks for, it still lacked a tile
+    assert pack_tiles(tmp_path, tmp_path / "packed", overwrite=True).tiles == 16
+
+
+def test_an_id_of_digits_stays_one(tmp_path: Path, packed: Path) -> None:
+    """Read back, slide 007 was 7."""
+    write_pyramid(tmp_path / "bad.tif", np.full((256, 256, 3), 200, np.uint8), 0.5, tile_px=64, corrupt=[(0, 0, 0)])
+    manifest = read_manifest(packed.parent)
+    frame = manifest.frame[manifest.frame["slide_id"] == "slide 0.é"]
+    frame = frame.assign(path=str(tmp_path / "bad.tif"), slide_id="007")
+    TileManifest(frame, manifest.spec).write(tmp_path / "manifest.parquet")
+    for _ in range(2):
+        assert pack_tiles(tmp_path, tmp_path / "packed").unreadable["slide_id"].tolist() == ["007"]
+
+
+def test_the_index_of_a_packed_folder_is_the_folder(packed: Path) -> None:
+    """The index itself was refused as a manifest of another version."""
+    assert np.array_equal(open_tiles(packed / "index.parquet").read(3), open_tiles(packed).read(3))
 
 
 def test_damage_is_one_sentence(tmp_path: Path, packed: Path) -> None:
@@ -143,3 +164,19 @@ def test_damage_is_one_sentence(tmp_path: Path, packed: Path) -> None:
         PackedTiles(tmp_path)
     with pytest.raises(ManifestError, match="holds no tiles"):
         open_tiles(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "manifest.parquet"])
+def test_tables_with_spoilt_bytes_are_one_sentence(name: str, tmp_path: Path, packed: Path) -> None:
+    """Some bytes gave pyarrow's OSError, pandas' KeyError or JSON's own error."""
+    folder = packed if name == "index.parquet" else packed.parent
+    whole, rng, refused = np.frombuffer((folder / name).read_bytes(), np.uint8), np.random.default_rng(0), 0
+    for _ in range(60):
+        spoilt = whole.copy()
+        spoilt[rng.integers(0, len(whole), 4)] = rng.integers(128, 256, 4)
+        (tmp_path / name).write_bytes(spoilt.tobytes())
+        try:
+            open_tiles(tmp_path)
+        except ManifestError:
+            refused += 1
+    assert refused > 20

@@ -6,11 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pathokd.augment.scanner import PROFILES
 from pathokd.augment.stain_basis import measure_appearance
 from pathokd.augment.stainings import get_staining
 from pathokd.cli.main import main
+from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
-from pathokd.data.simulate import ORIGINAL, Condition, SimulatedTiles, conditions, simulate_slides, simulate_tiles
+from pathokd.data.simulate import (
+    ORIGINAL,
+    Condition,
+    SimulatedTiles,
+    conditions,
+    measure_cohort,
+    simulate_slides,
+    simulate_tiles,
+    typical_tile,
+)
+from pathokd.data.wsi import open_tiles
 from pathokd.errors import StoreError
 from pathokd.evaluate.pairs import registered_pairs
 from pathokd.phantom import make_scene, render, write_pyramid
@@ -57,6 +69,16 @@ def test_tiles_keep_their_places(tiles: Path, tmp_path: Path) -> None:
         simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted[:1])
 
 
+def test_tiles_packed_anew_are_not_taken_for_the_old(tiles: Path, tmp_path: Path) -> None:
+    """Packed again at another quality, they got the simulated tiles of before."""
+    for quality in (60, 95):
+        pack_tiles(tiles.parent / "tiles", tmp_path / "p", PackSpec(quality), overwrite=True)
+        if quality == 60:
+            simulate_tiles(PackedTiles(tmp_path / "p"), tmp_path / "out", [Condition("cmu-1")])
+    with pytest.raises(StoreError, match="was made with source = "):
+        simulate_tiles(PackedTiles(tmp_path / "p"), tmp_path / "out", [Condition("cmu-1")])
+
+
 def test_tiles_come_out_as_asked(tiles: Path) -> None:
     source = PackedTiles(tiles)
     simulated = SimulatedTiles(source, [Condition(MEASURED)])
@@ -87,6 +109,16 @@ def test_a_slide_becomes_a_slide(slide: Path, scan: Rgb, tmp_path: Path) -> None
     assert listed[0].metadata == {"case": "one", "stain": "cmu-1", "scanner": ORIGINAL}
     with pytest.raises(StoreError, match="seed"):
         simulate_slides(find_slides(slide), tmp_path, wanted, quality=95, seed=1)
+
+
+def test_what_is_known_of_a_slide_is_carried_on(slide: Path, tmp_path: Path) -> None:
+    """Patients were lost, so that a training on the simulated slides split by slide."""
+    (tmp_path / "list.csv").write_text(f"slide_id,path,patient_id,stain\na,{slide},p7,HE\n")
+    slides = find_slides(tmp_path / "list.csv")
+    outcomes = simulate_slides(slides, tmp_path / "out", [Condition(scanner="pale")])
+    assert outcomes[["case", "stain", "scanner"]].values.tolist() == [["a", "HE", "pale"]]
+    (found,) = find_slides(tmp_path / "out" / "slides.csv")
+    assert found.metadata == {"case": "a", "stain": "HE", "scanner": "pale", "patient_id": "p7"}
 
 
 def test_a_broken_slide_is_one_row(slide: Path, tmp_path: Path) -> None:
@@ -135,6 +167,57 @@ def test_a_quality_that_slides_cannot_have(slide: Path, tmp_path: Path, quality:
     command = ["simulate", str(slide), "--out", str(tmp_path), "--scanner", "pale", "--quality", str(quality)]
     assert main(command) == 1
     assert f"quality of slides, which are JPEG, must lie in 1..100, got {quality}" in capsys.readouterr().err
+
+
+def test_a_scanner_may_be_a_file_of_a_profile(tiles: Path, slide: Path, tmp_path: Path) -> None:
+    """Its path became part of keys and of file names, and an edited file was taken for the old one."""
+    path = tmp_path / "my scanner.v2.yaml"
+    PROFILES["pale"].save(path)
+    wanted = conditions([], [str(path)], 1.0)
+    simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted)
+    packed = PackedTiles(tmp_path / "out")
+    assert set(packed.index["scanner"]) == {ORIGINAL, "my_scanner_v2"}
+    assert not packed.index["key"].str.contains(r"[./\s]").any()
+    named = SimulatedTiles(PackedTiles(tiles), [Condition(scanner="pale")])
+    row = len(packed) - 1
+    assert np.abs(packed.read(row).astype(int) - named.read(row)).mean() < 3
+    outcomes = simulate_slides(find_slides(slide), tmp_path / "slides", wanted)
+    assert outcomes["path"].tolist() == ["one_original_my_scanner_v2.tif"]
+    PROFILES["fringed"].save(path)
+    again = conditions([], [str(path)], 1.0)
+    with pytest.raises(StoreError, match="conditions"):
+        simulate_tiles(PackedTiles(tiles), tmp_path / "out", again)
+    with pytest.raises(StoreError, match="another scanner profile my_scanner_v2: pass --overwrite"):
+        simulate_slides(find_slides(slide), tmp_path / "slides", again)
+    (tmp_path / "other").mkdir()
+    PROFILES["fringed"].save(tmp_path / "other" / path.name)
+    with pytest.raises(ValueError, match="two scanners would have one name"):
+        conditions([], [str(path), str(tmp_path / "other" / path.name)], 1.0)
+    PROFILES["pale"].save(tmp_path / "pale.yaml")
+    assert Condition(scanner=str(tmp_path / "pale.yaml")).name != Condition(scanner="pale").name
+
+
+def test_a_damaged_tile_is_left_out_and_told(scan: Rgb, tmp_path: Path) -> None:
+    """It ended the run, although packing the same tiles goes on without it."""
+    pixels = np.ascontiguousarray(scan[:256, :256])
+    write_pyramid(tmp_path / "good.tif", pixels, 0.5, tile_px=64)
+    assert (
+        main(["tile", str(tmp_path / "good.tif"), "--out", str(tmp_path / "t"), "--tile-px=64", "--min-tissue=0"]) == 0
+    )
+    write_pyramid(tmp_path / "good.tif", pixels, 0.5, tile_px=64, corrupt=[(0, 0, 0)])
+    source = open_tiles(tmp_path / "t")
+    result = simulate_tiles(source, tmp_path / "out", [Condition("cmu-1")], workers=1)
+    assert result.unreadable["key"].tolist() == ["good-0-0", "good-0-0-cmu-1_original"]
+    assert result.tiles == 2 * (len(source) - 1)
+    assert typical_tile(source).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match="at least two slides with tissue, got 1"):
+        measure_cohort(source)
+
+
+def test_a_damaged_record_of_slides_is_one_sentence(slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "simulated.json").write_text("{")
+    with pytest.raises(StoreError, match="is damaged"):
+        simulate_slides(find_slides(slide), tmp_path, [Condition("cmu-1")])
 
 
 def test_a_condition_named_twice() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pathokd.data.batch import Draw
+from pathokd.data import datamodule, targets
+from pathokd.data.batch import Draw, TileSource
 from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import TargetSpec, TargetStore, bytes_per_tile, layout, tile_identity
@@ -116,6 +117,28 @@ def test_geometry_that_contradicts_is_refused_by_name(store: TargetStore) -> Non
     ):
         with pytest.raises(StoreError, match=words):
             store.check_geometry(geometry)
+
+
+def test_tiles_are_identified_once_at_start_up(
+    store: TargetStore, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(source: TileSource) -> str:
+        calls.append(source)
+        return tile_identity(source)
+
+    for module in (targets, datamodule):
+        monkeypatch.setattr(module, "tile_identity", counted)
+    data = datamodule.TileDataModule(
+        str(packed),
+        batch_size=4,
+        workers=0,
+        geometry=Geometry(store.settings["view_px"]),
+        targets=dict.fromkeys("ab", str(store.folder)),
+    )
+    assert data.train_dataloader().tiles == data.train_dataloader().tiles != ""
+    assert len(calls) == 1
 
 
 def test_other_tiles_are_refused(store: TargetStore, packed: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The colour space: against scikit-learn, whatever the parts, its signs, and its edges."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -70,3 +72,17 @@ def test_fewer_than_three_axes(x: np.ndarray) -> None:
 def test_nothing_has_no_colours() -> None:
     with pytest.raises(ValueError, match="at least one tile"):
         fit_colours(list)
+
+
+def test_memory_is_12_bytes_a_tile() -> None:
+    """It was several times 24, and for each slide eight times its stored features."""
+    part = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float16)
+    fit_colours(lambda: [part])
+    peaks = []
+    for repeats in (1, 40):
+        tracemalloc.start()
+        fit_colours(lambda times=repeats: [part] * times)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1.2 * 12 * 39 * len(part)
+    assert peaks[0] < 8 * part.nbytes

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pathokd.data.packed import PackedTiles
 from pathokd.embed import Embedder, embed_packed, write_embeddings
@@ -134,6 +135,20 @@ def test_a_folder_per_scanner(tmp_path: Path) -> None:
     assert set(tiles.places) == {"one", "two", "three"}
     assert tiles.read is not None
     assert int(tiles.read(int(tiles.rows["HE_AT2"][0]))[0, 0, 0]) == len(tiles.places[0]) * 20 + 6
+
+
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
+    """Many programs export tiles as RGBA; what was cut away became black."""
+    for scanner in "AB":
+        (tmp_path / scanner).mkdir()
+        for place in "pq":
+            rgba = np.zeros((8, 8, 4), np.uint8)
+            rgba[2:6, 2:6] = (200, 100, 150, 255)
+            Image.fromarray(rgba).save(tmp_path / scanner / f"{place}.png")
+    read = open_pairs(tmp_path).read
+    assert read is not None
+    assert read(0)[0, 0].tolist() == [255, 255, 255]
+    assert read(0)[3, 3].tolist() == [200, 100, 150]
 
 
 def test_packed_pairs_and_a_manifest_of_slides_give_the_same_features(
@@ -420,6 +435,106 @@ def test_published_subsets(plism: Path, tmp_path: Path) -> None:
         read_index(tmp_path / "text.npy", tiles)
 
 
+def test_a_published_subset_is_of_a_whole_set(plism: Path, tmp_path: Path) -> None:
+    """A tile missing in one slide shifted the places after it, and the subset was of others without a word."""
+    with h5py.File(plism / f"{SLIDES[0]}.h5", "a") as file:
+        del file["tile_0_0_224"]
+    np.save(tmp_path / "two.npy", np.array([2, 0]))
+    with pytest.raises(StoreError, match=r"some are left out .3 of 4 places"):
+        read_index(tmp_path / "two.npy", open_pairs(plism))
+
+
+def test_a_published_subset_counts_by_position_whatever_the_order(tmp_path: Path) -> None:
+    rows = [(x, y, scanner) for x, y in COORDS for scanner in "AB"]
+    table = pd.DataFrame(rows, columns=["x", "y", "scanner"]).assign(pair_id=lambda t: t["x"] * 1000 + t["y"])
+    table.to_csv(tmp_path / "m.csv", index=False)
+    tiles = open_pairs(tmp_path / "m.csv")
+    np.save(tmp_path / "two.npy", np.array([0, 3]))
+    assert tiles.places[read_index(tmp_path / "two.npy", tiles)].tolist() == ["0", "448000"]
+
+
+def test_unpaired_tiles_of_plism_may_be_left_out(plism: Path) -> None:
+    """The message asked for --drop-unpaired, which PLISM's readers did not look at."""
+    for slide in SLIDES[1:]:
+        with h5py.File(plism / f"{slide}.h5", "a") as file:
+            del file["tile_0_0_0"]
+    with pytest.raises(ManifestError, match="pass --drop-unpaired"):
+        open_pairs(plism)
+    tiles = open_pairs(plism, drop_unpaired=True)
+    assert len(tiles) == 9
+    assert tiles.read is not None
+    for row, (slide, x, y) in enumerate(tiles.frame[["slide_id", "x", "y"]].itertuples(index=False)):
+        assert np.array_equal(tiles.read(row), tile(slide, x, y))
+
+
+def test_plism_tiles_are_8_bit_rgb(plism: Path) -> None:
+    """Tiles from 0 to 1 became black ones."""
+    with h5py.File(plism / f"{SLIDES[1]}.h5", "a") as file:
+        del file["tile_0_0_0"]
+        file["tile_0_0_0"] = np.full((8, 8, 3), 0.7)
+    tiles = open_pairs(plism)
+    assert tiles.read is not None
+    row = int(np.flatnonzero((tiles.frame["slide_id"] == SLIDES[1]) & (tiles.frame["tile_id"] == "tile_0_0_0"))[0])
+    with pytest.raises(StoreError, match=r"8-bit RGB, got float64 \(8, 8, 3\)"):
+        tiles.read(row)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_features_by_key_are_one_sentence(save: Any, tmp_path: Path) -> None:
+    pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "key": list("abcd")}).to_csv(tmp_path / "m.csv")
+    tiles, path, rng = open_pairs(tmp_path / "m.csv"), tmp_path / "f.npz", np.random.default_rng(0)
+    save(path, key=np.array(list("abcd")), features=rng.standard_normal((4, 200)))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for number in range(150):
+        if number % 3:
+            spoilt = whole.copy()
+            spoilt[rng.integers(0, len(whole), 5)] = rng.integers(0, 256, 5)
+        else:
+            spoilt = whole[: rng.integers(0, len(whole))]
+        path.write_bytes(spoilt.tobytes())
+        try:
+            stored_features("m", path, tiles)
+        except StoreError:
+            refused += 1
+    assert refused > 100
+
+
+def test_damaged_parquet_is_one_sentence(tmp_path: Path) -> None:
+    rows = [(slide, f"tile_0_{x}_{y}", png_bytes(tile(slide, x, y))) for slide in SLIDES for x, y in COORDS]
+    pq.write_table(
+        pa.table(dict(zip(("slide_id", "tile_id", "png"), zip(*rows, strict=True), strict=True))),
+        path := tmp_path / "t.parquet",
+    )
+    whole = bytearray(path.read_bytes())
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    start = column.dictionary_page_offset or column.data_page_offset
+    whole[start : start + 40] = bytes(40)
+    path.write_bytes(whole)
+    tiles = open_pairs(path)
+    assert tiles.read is not None
+    with pytest.raises(StoreError, match="is damaged"):
+        tiles.read(0)
+    pd.DataFrame({**GOOD}).to_parquet(path)
+    whole = bytearray(path.read_bytes())
+    whole[4:60] = bytes(56)
+    path.write_bytes(whole)
+    with pytest.raises(ManifestError, match="no readable Parquet"):
+        open_pairs(path)
+
+
+def test_damaged_kept_features_are_one_sentence(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    tiles, student = open_pairs(packed.folder), Embedder(encoders["student"], batch_size=32)
+    model_features("m", student, tiles, tmp_path / "cache")
+    block = next((tmp_path / "cache").glob("*.npy"))
+    for content in (block.read_bytes()[:-40], b""):
+        block.write_bytes(content)
+        with pytest.raises(StoreError, match=r"is damaged .* --overwrite"):
+            model_features("m", student, tiles, tmp_path / "cache")
+
+
 def test_tiles_off_their_slide_are_not_white_ones(packed: PackedTiles, tmp_path: Path) -> None:
     """A table of exported tiles with their x and y in the slide was read as places of each tile: all white."""
     for scanner, shade in (("A", 50), ("B", 90)):
@@ -444,6 +559,38 @@ def test_a_tile_without_a_share_is_unlabelled(tmp_path: Path) -> None:
         tmp_path / "pairs.csv", index=False
     )
     assert open_pairs(tmp_path / "pairs.csv").labelled().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("odd", [None, "", 7])
+def test_a_row_without_a_path_is_named(odd: object, tmp_path: Path) -> None:
+    table = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "path": ["a.png"] * 3 + [odd]})
+    if odd == 7:
+        table["path"] = 7
+    table.to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=r"name a file in the column path of each row, got .* in row [14]"):
+        open_pairs(tmp_path / "m.parquet")
+
+
+def test_columns_of_categories_may_have_holes(tmp_path: Path) -> None:
+    table = pd.DataFrame({"pair_id": list("ppqq"), "scanner": list("ABAB"), "label": ["t", None, "t", None]})
+    table.astype("category").to_parquet(tmp_path / "m.parquet")
+    assert open_pairs(tmp_path / "m.parquet").frame["label"].tolist() == ["t", "", "t", ""]
+
+
+def test_tiles_without_a_case_are_not_one_case(tmp_path: Path) -> None:
+    """They were kept apart from each other and drawn together, as if of one patient."""
+    table = pd.DataFrame({"pair_id": np.repeat([f"p{i}" for i in range(12)], 2), "scanner": list("AB") * 12})
+    table["case"] = ["c0", "c0", "c1", "", " ", "", *[""] * 16, "c1", "c1"]
+    table.to_csv(tmp_path / "m.csv", index=False)
+    tiles = open_pairs(tmp_path / "m.csv")
+    cases = tiles.frame.groupby("pair_id")["case"]
+    assert (cases.nunique() == 1).all()
+    assert cases.first()[["p0", "p1", "p11"]].tolist() == ["c0", "c1", "c1"]
+    assert cases.first()["p2":"p9"].nunique() == 8  # type: ignore[misc]
+    table.assign(case="").to_csv(tmp_path / "none.csv", index=False)
+    assert open_pairs(tmp_path / "none.csv").apart_column() == "pair_id"
+    loose = pd.DataFrame({"site": list("AABB"), "slide_id": list("stuv"), "case": ["c", None, None, "c"]})
+    assert prepare(loose, "here").frame["case"].nunique() == 3
 
 
 def test_two_names_of_one_column(tmp_path: Path) -> None:
