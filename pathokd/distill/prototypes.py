@@ -19,6 +19,7 @@ from pathokd.losses.assignment import assign, chunk_rows
 from pathokd.metrics.precision import full_precision
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
+from pathokd.models.weights import state_sha256
 from pathokd.processes import gather_objects
 from pathokd.types import FloatArray
 
@@ -163,7 +164,12 @@ def centre_of(loss: PrototypeLoss, head: PrototypeHead, temperature: float) -> F
 
 
 def head_sha256(head: PrototypeHead) -> str:
-    """Identity of a teacher's prototypes, for checkpoints."""
+    """Identity of a teacher's prototypes, for checkpoints: all that a target is made of, centres and scale too."""
+    return state_sha256(dict(head.named_buffers()) | {"temperatures": torch.from_numpy(head.temperatures)})
+
+
+def centroids_sha256(head: PrototypeHead) -> str:
+    """What older checkpoints hold in place of `head_sha256`."""
     return hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
 
 
