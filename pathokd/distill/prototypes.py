@@ -168,9 +168,22 @@ def head_sha256(head: PrototypeHead) -> str:
     return state_sha256(dict(head.named_buffers()) | {"temperatures": torch.from_numpy(head.temperatures)})
 
 
-def centroids_sha256(head: PrototypeHead) -> str:
-    """What older checkpoints hold in place of `head_sha256`."""
-    return hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
+def check_head(name: str, head: PrototypeHead, saved: str) -> None:
+    """Refuse other prototypes than the checkpoint's.
+
+    Args:
+        name: of the target.
+        head: here.
+        saved: `head_sha256` in the checkpoint; older ones hold the hash of the centroids alone.
+
+    Raises:
+        TrainingError: they differ.
+    """
+    older = hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
+    if saved not in (head_sha256(head), older):
+        raise TrainingError(
+            f"The prototypes of {name} are others than when this checkpoint was written: resume with the same head."
+        )
 
 
 class Agreement(nn.Module):

@@ -1,5 +1,6 @@
 """Prototype objectives in the module: pairs and weights by hand, what they train, and what is refused."""
 
+import hashlib
 import resource
 import shutil
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
 from pathokd.distill.prototype_fit import KINDS, PrototypeSpec, _kmeans, fit_prototypes
 from pathokd.distill.prototype_tokens import TokenShards, TokenSpec
-from pathokd.distill.prototypes import Agreement, centroids_sha256, perplexity, plan_temperatures, view_pairs
+from pathokd.distill.prototypes import Agreement, perplexity, plan_temperatures, view_pairs
 from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import ManifestError, StoreError, TrainingError
 from pathokd.losses import DINO, IBOT, Cosine, KoLeo
@@ -395,9 +396,7 @@ def test_kmeans_goes_on_from_its_last_step(tmp_path: Path) -> None:
 def test_a_resume_asks_for_the_whole_head(changed: str, head: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     """The same centroids with other centres, scale or temperatures are other targets."""
     heads = {kind: read_head(head, kind) for kind in KINDS}
-    tensors = {
-        kind: {name: torch.as_tensor(getattr(found, name)) for name in TENSORS} for kind, found in heads.items()
-    }
+    tensors = {kind: {name: torch.as_tensor(getattr(found, name)) for name in TENSORS} for kind, found in heads.items()}
     tensors["cls"][changed] = tensors["cls"][changed] * 1.001
     write_heads(tmp_path, tensors, read_header(head))
     rises = {"teacher_temperature": (0.05, 0.06)}
@@ -409,7 +408,8 @@ def test_a_resume_asks_for_the_whole_head(changed: str, head: Path, tiny_teacher
     module(tiny_teacher, saved.objectives).on_load_checkpoint(checkpoint)
     with pytest.raises(TrainingError, match="prototypes of t__cls are others"):
         other.on_load_checkpoint(checkpoint)
-    checkpoint["pathokd"]["prototypes"] = {"t__cls": centroids_sha256(heads["cls"])}  # an older one
+    older = hashlib.sha256(heads["cls"].centroids.numpy().tobytes()).hexdigest()
+    checkpoint["pathokd"]["prototypes"] = {"t__cls": older}
     other.on_load_checkpoint(checkpoint)
 
 

@@ -128,7 +128,8 @@ def test_a_dimension_that_only_rounds_takes_no_bits(mean: float) -> None:
     codec = fit_codec("int8", moments)
     lost = (codec.decode(*codec.encode(later)) - later)[:, :5]
     assert float(lost.norm() / later[:, :5].norm()) < 0.01
-    assert codec.std is not None and float(codec.std[5]) == 1
+    assert codec.std is not None
+    assert float(codec.std[5]) == 1
 
 
 def test_the_sign_of_directions_is_settled() -> None:
