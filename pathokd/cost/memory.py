@@ -11,6 +11,9 @@ With n tokens of width d, a block of a vision transformer keeps for its backward
                  2 m or 4 m   MLP: before and after GELU; gated: both halves, the activated one, and their product
                  2 d          what the two LayerScales multiply, if there are any
                  2 d          queries and keys once more, if positions turn them (rotary: DINOv3, EVA-02)
+    in fp32      2 d          queries and keys once more, if attention adds a bias of positions (BEiT); under autocast
+                              queries, keys and values in fp32 instead, and n shares a head: attention is not fused
+                              then (measured on a CPU)
 
 where m is the width that the MLP's last layer takes, and "as computed" is 2 bytes a number under bf16 or fp16 autocast.
 """
@@ -54,6 +57,8 @@ class VitShape(NamedTuple):
     """Of one picture."""
     rotary: bool = False
     """Whether queries and keys are turned by their positions."""
+    biased: bool = False
+    """Whether attention adds a bias of relative positions."""
 
 
 def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
@@ -89,6 +94,7 @@ def vit_shape(card: ModelCard, image_px: int | None = None) -> VitShape:
         params=sum(parameter.numel() for parameter in model.parameters()),
         image_numbers=3 * side * side,
         rotary=getattr(model, "rope", None) is not None,
+        biased=_has_bias(model),
     )
 
 
@@ -97,6 +103,14 @@ def _has_layer_scale(block: torch.nn.Module) -> bool:
     if hasattr(block, "ls1"):
         return _is_layer_scale(block.ls1)
     return getattr(block, "gamma_1", None) is not None
+
+
+def _has_bias(model: torch.nn.Module) -> bool:
+    """BEiT keeps a table of relative positions in each block or one for all, timm's relpos models a module."""
+    attention = getattr(model.blocks[0], "attn", None)  # type: ignore[index]
+    kept = [(attention, "relative_position_bias_table"), (attention, "rel_pos")]
+    kept += [(model, "rel_pos_bias"), (model, "shared_rel_pos")]
+    return any(getattr(owner, name, None) is not None for owner, name in kept)
 
 
 def _is_layer_scale(module: object) -> bool:
@@ -114,6 +128,10 @@ def activation_bytes(shape: VitShape, itemsize: int = FP32) -> int:
     mlp = shape.mlp_before + shape.mlp_after * (2 if gated else 1)
     computed = 6 * d + mlp + 2 * d * (shape.layer_scale + shape.rotary)
     block = FP32 * (2 * d + 4 + shape.heads) + itemsize * computed
+    if shape.biased:
+        # Under autocast queries, keys and values are kept in fp32 in place of what was computed.
+        half = FP32 * (3 * d + shape.heads * shape.tokens) - itemsize * 3 * d
+        block += half if itemsize < FP32 else FP32 * 2 * d
     norm = FP32 * (2 * d + 2)  # the last one, and what it gives
     return shape.tokens * (shape.depth * block + norm) + itemsize * shape.image_numbers
 

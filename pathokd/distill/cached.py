@@ -54,6 +54,11 @@ class CachedTeacher(nn.Module):
         }  # fmt: skip
 
     @property
+    def weights_sha256_bf16(self) -> str | None:
+        """The same of the weights in bf16; None where the targets do not say: they are of a teacher in fp32."""
+        return self.weights_sha256 if self.store.settings["precision"] == "bf16" else None
+
+    @property
     def identity(self) -> str:
         """Fingerprint of the targets, for checkpoints."""
         return self.store.identity

@@ -19,7 +19,7 @@ from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
-from pathokd.distill.prototypes import Agreement, check_views, head_sha256, load_heads, plan_temperatures
+from pathokd.distill.prototypes import Agreement, check_head, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
 from pathokd.distill.strategy import check_form, check_strategy, compile_student, spread
@@ -433,11 +433,8 @@ class DistillationModule(L.LightningModule):
             spec, denoise = self.teacher_specs[key], self.denoised_by.get(key)
             check_teacher(key, spec, self.teacher(key), denoise, facts, training=training)
         for name, sha256 in saved.get("prototypes", {}).items():
-            if name in self.prototypes and self._prototype_hashes()[name] != sha256:
-                raise TrainingError(
-                    f"The prototypes of {name} are others than when this checkpoint was written: resume with the same "
-                    "head."
-                )
+            if name in self.prototypes:
+                check_head(name, self.prototypes[name], sha256)  # type: ignore[arg-type]
         if "state_dict" in checkpoint:  # of one in shards the strategy has compared and read the weights
             check_shapes(self.state_dict(), {name: value.shape for name, value in checkpoint["state_dict"].items()})
         if self._trainer is None or self._trainer.state.fn != "fit":

@@ -165,12 +165,10 @@ def _clear(work: Path) -> None:
 def teacher_settings(teacher: Teacher) -> dict[str, Any]:
     """What a header says of the teacher a file was made from, for `made_from` to compare."""
     state, card = teacher.encoder.model.state_dict(), teacher.card
-    # In bf16 too, in which the teacher may run during training.
-    half = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in state.items()}
     return {
         "teacher": card.name,
         "weights_sha256": teacher.encoder.weights_sha256,
-        "weights_sha256_bf16": state_sha256(half),
+        "weights_sha256_bf16": state_sha256(state, torch.bfloat16),  # in which it may run during training
         "image_px": card.image_px,
         "mean": list(card.mean),
         "std": list(card.std),

@@ -19,6 +19,7 @@ from pathokd.losses.assignment import assign, chunk_rows
 from pathokd.metrics.precision import full_precision
 from pathokd.models.prototype_head import PrototypeHead, read_head, read_header
 from pathokd.models.teacher import Teacher
+from pathokd.models.weights import state_sha256
 from pathokd.processes import gather_objects
 from pathokd.types import FloatArray
 
@@ -163,8 +164,26 @@ def centre_of(loss: PrototypeLoss, head: PrototypeHead, temperature: float) -> F
 
 
 def head_sha256(head: PrototypeHead) -> str:
-    """Identity of a teacher's prototypes, for checkpoints."""
-    return hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
+    """Identity of a teacher's prototypes, for checkpoints: all that a target is made of, centres and scale too."""
+    return state_sha256(dict(head.named_buffers()) | {"temperatures": torch.from_numpy(head.temperatures)})
+
+
+def check_head(name: str, head: PrototypeHead, saved: str) -> None:
+    """Refuse other prototypes than the checkpoint's.
+
+    Args:
+        name: of the target.
+        head: here.
+        saved: `head_sha256` in the checkpoint; older ones hold the hash of the centroids alone.
+
+    Raises:
+        TrainingError: they differ.
+    """
+    older = hashlib.sha256(head.centroids.cpu().numpy().tobytes()).hexdigest()
+    if saved not in (head_sha256(head), older):
+        raise TrainingError(
+            f"The prototypes of {name} are others than when this checkpoint was written: resume with the same head."
+        )
 
 
 class Agreement(nn.Module):

@@ -16,10 +16,24 @@ def teacher_facts(spec: TeacherSpec, teacher: Teacher | CachedTeacher, denoise: 
     return {
         "weights": spec.weights,
         "weights_sha256": teacher.weights_sha256,
+        "weights_sha256_bf16": teacher.weights_sha256_bf16,
         "card": asdict(teacher.card),
         "targets": teacher.identity if isinstance(teacher, CachedTeacher) else None,
         "denoise": denoise,
     }
+
+
+def same_weights(teacher: Teacher | CachedTeacher, saved: Mapping[str, Any]) -> bool:
+    """Whether a teacher has the weights of these facts, in fp32 or in bf16.
+
+    Args:
+        teacher: here.
+        saved: `teacher_facts`, or those of an export; older ones do not say what the weights are in bf16.
+    """
+    if saved.get("weights_sha256") == teacher.weights_sha256:
+        return True
+    half = teacher.weights_sha256_bf16
+    return half is not None and half in (saved.get("weights_sha256"), saved.get("weights_sha256_bf16"))
 
 
 def check_teacher(
@@ -33,7 +47,8 @@ def check_teacher(
 ) -> None:
     """Refuse another teacher than the checkpoint's; to go on training, also other targets of it.
 
-    A finished student may be measured against a running teacher, its stored targets or denoised ones.
+    A finished student may be measured against a running teacher in either precision, its stored targets or denoised
+    ones.
 
     Args:
         key: of the teacher.
@@ -62,7 +77,12 @@ def check_teacher(
             f"Teacher {key!r} was {names[0]} when this checkpoint was written and is {names[1]}, or otherwise, now: "
             f"resume with the same model.teachers.{key}.denoise."
         )
-    if saved["weights_sha256"] != now["weights_sha256"]:
+    if training and saved["weights_sha256"] != now["weights_sha256"] and same_weights(teacher, saved):
+        raise TrainingError(
+            f"Teacher {key!r} ran in another precision when this checkpoint was written: resume with the same "
+            f"model.teachers.{key}.precision."
+        )
+    if not same_weights(teacher, saved):
         raise TrainingError(
             f"Teacher {key!r} has other weights than when this checkpoint was written ({spec.weights}): resume with "
             "the same teacher."

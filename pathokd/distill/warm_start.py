@@ -1,6 +1,7 @@
 """A stage that goes on from an exported student: its projectors come along."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from torch import nn
 
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import ProjectedStudent, head_key
+from pathokd.distill.provenance import same_weights
 from pathokd.models.projector import Projector
 from pathokd.models.standardize import Standardizer
 from pathokd.models.teacher import Teacher
 from pathokd.models.weights import read_safetensors
+from pathokd.processes import process_rank
 
 
 @torch.no_grad()
@@ -27,7 +30,7 @@ def start_heads(
     """Fill projectors, and the statistics of running teachers, from the adaptors of an exported student.
 
     A projector begun at random beside a student that is already good would pull it away. Taken are those whose teacher
-    has the same name and weights as here, and which have the shape asked for.
+    has the same name and weights as here, in fp32 or bf16, and which have the shape asked for; a warning names others.
 
     Args:
         net: with the projectors.
@@ -45,17 +48,24 @@ def start_heads(
     specs = json.loads((path / "adaptors.json").read_text(encoding="utf-8"))
     state = read_safetensors(path / "adaptors.safetensors")
     facts = json.loads((path / "config.json").read_text(encoding="utf-8"))["pathokd"]["facts"]
-    known = {key: teacher["weights_sha256"] for key, teacher in facts.get("teachers", {}).items()}
-    filled = []
+    known: Mapping[str, Mapping[str, str]] = facts.get("teachers", {})
+    filled, random = [], []
     for key, teacher in teachers.items():
         for tokens in ("cls", "patches"):
             name, head = f"{key}.{tokens}", head_key(key, tokens)
-            if name not in specs or head not in net.heads or known.get(key) != teacher.weights_sha256:
+            if head not in net.heads:
+                continue
+            if name not in specs:
+                random.append(f"{name} (none of its: {', '.join(n for n in specs if not n.endswith('.statistics'))})")
+                continue
+            if not same_weights(teacher, known.get(key, {})):
+                random.append(f"{name} (of other weights there)")
                 continue
             projector: Projector = net.heads[head]  # type: ignore[assignment]
             stored = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
             mine = projector.state_dict()
             if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in stored.items()}:
+                random.append(f"{name} (of another kind or width there)")
                 continue
             projector.load_state_dict(stored)
             standard = statistics.get(head)
@@ -67,6 +77,12 @@ def start_heads(
                     standard.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
                 _unfold(projector, standard)
             filled.append(head)
+    if random and process_rank() == 0:
+        warnings.warn(
+            f"Projectors begin at random beside the student of {folder}: {', '.join(random)}. To go on with those of "
+            "the folder, give the teacher the name and the weights that it has there, and model.projector the kind.",
+            stacklevel=2,
+        )
     return filled
 
 

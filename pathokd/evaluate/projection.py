@@ -12,7 +12,7 @@ from pathokd.metrics.similarity import unit_rows
 
 POINTS = 1000
 STRIPS = 6
-"""Places shown: of some 200, spread from the lowest mean cosine to the highest."""
+"""Places shown, drawn at random."""
 
 
 def projections(model: ModelFeatures, tiles: PairedSet, seed: int = 0) -> pd.DataFrame:

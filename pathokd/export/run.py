@@ -171,6 +171,7 @@ def _public_facts(facts: Mapping[str, Any], path: Path, student: str, untrained:
             key: {
                 "name": teachers[key],
                 "weights_sha256": teacher["weights_sha256"],
+                "weights_sha256_bf16": teacher.get("weights_sha256_bf16"),
                 "denoise": teacher.get("denoise"),  # what its targets, and so the heads and cosines here, are without
             }
             for key, teacher in facts["teachers"].items()

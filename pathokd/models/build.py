@@ -86,7 +86,7 @@ def build_timm(
     try:
         with torch.device(device or "cpu"):
             model: Any = timm.create_model(architecture, pretrained=False, **kwargs)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ZeroDivisionError, RuntimeError) as error:  # the last: no such pretrained tag
         raise ValueError(f"timm cannot build {architecture} with {dict(model_args)}: {error}.") from error
     _check_tokens(model, architecture)
     return model

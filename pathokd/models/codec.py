@@ -15,6 +15,9 @@ FP16_ROUNDING = 2.0**-11
 """Most that fp16 takes off a number, as a share of it."""
 NO_VARIANCE = 1e-12
 """A principal direction with less than this share of the largest variance counts as one that does not vary."""
+ROUNDING = 1e-6
+"""A dimension counts as one that does not vary below this share of its mean, which is what fp32 networks round off, or
+of the largest deviation: `NO_VARIANCE`, seen as deviations."""
 
 
 class Codes(NamedTuple):
@@ -163,7 +166,10 @@ def fit_codec(dtype: StoredDtype, moments: SecondMoments, components: int | None
     """
     mean, covariance = moments.mean, moments.covariance
     if components is None:
-        return TokenCodec(dtype, mean=mean.float(), std=_positive(covariance.diagonal().sqrt()))
+        std = covariance.diagonal().sqrt()
+        # Divided by its own rounding, a dimension that stands still would be what int8 spends its bits on.
+        still = std <= ROUNDING * mean.abs().maximum(std.max())
+        return TokenCodec(dtype, mean=mean.float(), std=_positive(std.masked_fill(still, 0)))
     most = min(len(mean), moments.count - 1)
     if not 1 <= components <= most:
         raise ValueError(

@@ -1,7 +1,8 @@
 """The model that learns: built from scratch, from timm's weights, or out of the teacher's own layers."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pathokd.models.convert import convert_dinov2
 from pathokd.models.encoder import build_loaded, load_encoder, make_card
 from pathokd.models.vit import Encoder
 from pathokd.models.weights import HUB, StateDict, hub_error, read_safetensors
+from pathokd.processes import process_rank
 
 FIRST = "student"
 """Name of `model.student` among the students of a run."""
@@ -38,7 +40,7 @@ class StudentSpec:
             weights fit.
         layers: blocks of the teacher to take, one per student block; None takes evenly spaced ones, first
             and last included. Only with `teacher-layers`.
-        mean: per-channel input mean; None takes the teacher's.
+        mean: per-channel input mean; None takes the teacher's, also where `init` has another: a warning says so.
         std: per-channel input divisor; None takes the teacher's.
         mpp: microns per pixel; None takes the teacher's.
         seed: of the random weights.
@@ -95,13 +97,16 @@ def build_student(spec: StudentSpec, teacher: Encoder | ModelCard | None = None)
         # Weights are drawn on the CPU. torch.manual_seed would also start every GPU's stream anew, for good.
         torch.default_generator.manual_seed(spec.seed)
         if spec.init == "timm":
-            return Encoder(_timm_weights(spec), card)
+            published = _timm_weights(spec)
+            _tell_colour(spec, card, published.pretrained_cfg)
+            return Encoder(published, card)
         if spec.init not in ("scratch", "teacher-layers"):
             # mask_token and classifier aside, the weights must be exactly the student's.
             weights, origin = _first_weights(spec)
             model = build_loaded(card, weights, spec.init)
             if origin is not None:
-                _check_alike(model, origin, spec.init)
+                _check_alike(model, origin.model, spec.init)
+                _tell_colour(spec, card, asdict(origin.card))
             return Encoder(model, card)
         student = Encoder(build_timm(spec.architecture, card.model_args, image_px=spec.image_px), card)
     if spec.init == "teacher-layers":
@@ -198,12 +203,24 @@ def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:
     return {**inherited, **facts}
 
 
-def _first_weights(spec: StudentSpec) -> tuple[StateDict, Any]:
+def _tell_colour(spec: StudentSpec, card: ModelCard, origin: Mapping[str, Any]) -> None:
+    """Warn where first weights were made for an input that is scaled otherwise than the student's."""
+    for name in ("mean", "std"):
+        own, theirs = getattr(card, name), tuple(origin[name])
+        if getattr(spec, name) is None and own != theirs and process_rank() == 0:
+            warnings.warn(
+                f"The student begins from {spec.init}, whose input {name} is {theirs}, and takes the teacher's {own}: "
+                f"to keep the former, set {name}: {list(theirs)} in the student.",
+                stacklevel=2,
+            )
+
+
+def _first_weights(spec: StudentSpec) -> tuple[StateDict, Encoder | None]:
     """Weights that `init` names, under timm's names, and their model; None for a bare file, which does not say."""
     path = Path(spec.init).expanduser()
     if path.suffix != ".safetensors" or path.is_dir() or spec.init.startswith(HUB):
-        model = load_encoder(spec.init, image_px=spec.image_px).model
-        return dict(model.state_dict()), model
+        encoder = load_encoder(spec.init, image_px=spec.image_px)
+        return dict(encoder.model.state_dict()), encoder
     state = read_safetensors(path)
     return (state if "cls_token" in state else convert_dinov2(state)), None
 

@@ -13,6 +13,7 @@ from pathokd.models.cards import ModelCard
 from pathokd.models.encoder import load_encoder
 from pathokd.models.features import Features
 from pathokd.models.vit import Encoder
+from pathokd.models.weights import state_sha256
 
 Precision = Literal["fp32", "bf16"]
 
@@ -120,6 +121,13 @@ class Teacher(nn.Module):
     def weights_sha256(self) -> str:
         """Hash of the weights as they run (bf16 if so asked), computed once: seconds for the largest models."""
         return self.encoder.weights_sha256
+
+    @cached_property
+    def weights_sha256_bf16(self) -> str:
+        """Hash of the weights as they are in bf16, by which a teacher that runs in fp32 knows itself again there."""
+        if self.precision == "bf16":
+            return self.weights_sha256
+        return state_sha256(self.encoder.model.state_dict(), torch.bfloat16)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode, whatever `mode` says."""

@@ -210,11 +210,17 @@ def load_strictly(model: Any, state: Mapping[str, Tensor], what: str) -> None:
     model.load_state_dict(dict(state), strict=True, assign=True)
 
 
-def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names; the same on every device."""
+def state_sha256(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names; the same on every device.
+
+    Args:
+        state: weights.
+        dtype: hash floating-point weights as if they were of this type; None takes them as they are.
+    """
     digest = hashlib.sha256()
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
+        value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

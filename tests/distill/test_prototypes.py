@@ -1,5 +1,6 @@
 """Prototype objectives in the module: pairs and weights by hand, what they train, and what is refused."""
 
+import hashlib
 import resource
 import shutil
 from dataclasses import replace
@@ -26,7 +27,7 @@ from pathokd.losses import DINO, IBOT, Cosine, KoLeo
 from pathokd.losses.assignment import balanced_centres
 from pathokd.models import StudentSpec, TeacherSpec
 from pathokd.models.dino_head import DinoHeadSpec
-from pathokd.models.prototype_head import PrototypeHead, read_head
+from pathokd.models.prototype_head import TENSORS, PrototypeHead, read_head, read_header, write_heads
 from pathokd.models.teacher import build_teacher
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest
@@ -389,6 +390,27 @@ def test_kmeans_goes_on_from_its_last_step(tmp_path: Path) -> None:
     assert torch.equal(found[0][0], found[-1][0])
     assert found[0][1] == found[-1][1]
     assert found[1][1] == 3
+
+
+@pytest.mark.parametrize("changed", ["centres", "std", "temperatures"])
+def test_a_resume_asks_for_the_whole_head(changed: str, head: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+    """The same centroids with other centres, scale or temperatures are other targets."""
+    heads = {kind: read_head(head, kind) for kind in KINDS}
+    tensors = {kind: {name: torch.as_tensor(getattr(found, name)) for name in TENSORS} for kind, found in heads.items()}
+    tensors["cls"][changed] = tensors["cls"][changed] * 1.001
+    write_heads(tmp_path, tensors, read_header(head))
+    rises = {"teacher_temperature": (0.05, 0.06)}
+    saved = module(tiny_teacher, [Objective(DINO(str(head), diagonal=True, **rises))])  # type: ignore[arg-type]
+    other = module(tiny_teacher, [Objective(DINO(str(tmp_path), diagonal=True, **rises))])  # type: ignore[arg-type]
+    checkpoint: dict[str, Any] = {"state_dict": saved.state_dict()}
+    saved._trainer = Mock(callback_metrics={}, precision="32-true")
+    saved.on_save_checkpoint(checkpoint)
+    module(tiny_teacher, saved.objectives).on_load_checkpoint(checkpoint)
+    with pytest.raises(TrainingError, match="prototypes of t__cls are others"):
+        other.on_load_checkpoint(checkpoint)
+    older = hashlib.sha256(heads["cls"].centroids.numpy().tobytes()).hexdigest()
+    checkpoint["pathokd"]["prototypes"] = {"t__cls": older}
+    other.on_load_checkpoint(checkpoint)
 
 
 def test_wrong_heads_are_one_sentence(head: Path, packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:

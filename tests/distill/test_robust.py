@@ -1,7 +1,9 @@
 """The student's own objectives inside a run, weights that keep shares, and a stage that goes on from an export."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
@@ -15,6 +17,7 @@ from pathokd.distill.balance import Balance
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.network import ProjectorSpec
 from pathokd.distill.objective import Objective
+from pathokd.errors import TrainingError
 from pathokd.export.run import export_run
 from pathokd.losses import MSE, RKD, Consistency, Cosine, KoLeo, RegisteredInfoNCE
 from pathokd.losses.registered import registered_infonce
@@ -211,6 +214,44 @@ def test_the_last_stage_goes_on_where_the_first_ended(
     fresh = module(teacher_folder, student=StudentSpec("vit_tiny_patch16_224", TINY, image_px=32), **settings)
     with torch.no_grad():
         assert abs(float(fresh.eval().losses(batch()).total) - float(before)) > 1e-2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("made", "goes_on"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_a_stage_under_the_teacher_in_another_precision_takes_the_projectors_too(
+    made: Any, goes_on: Any, teacher_folder: Path, registered_packed: Path, tmp_path: Path
+) -> None:
+    """A teacher in bf16 has another hash than in fp32, and the same weights."""
+    first = module(teacher_folder, teachers={"t": TeacherSpec(str(teacher_folder), precision=made)})
+    fit(first, registered_packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    export_run(tmp_path / "c.ckpt", tmp_path / "student")
+    start = StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, init=str(tmp_path / "student"))
+    other = {"t": TeacherSpec(str(teacher_folder), precision=goes_on)}
+    second = module(teacher_folder, student=start, teachers=other)
+    heads = first.evaluated.heads.state_dict()
+    assert all(torch.equal(value, heads[name]) for name, value in second.net.heads.state_dict().items())
+    saved = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    again = module(teacher_folder, teachers=other)
+    again._trainer = Mock(**{"state.fn": "validate"})
+    again.on_load_checkpoint(saved)
+    again._trainer = Mock(**{"state.fn": "fit"})
+    with pytest.raises(TrainingError, match="ran in another precision"):
+        again.on_load_checkpoint(saved)
+
+
+def test_projectors_that_begin_at_random_are_told(
+    teacher_folder: Path, registered_packed: Path, tmp_path: Path
+) -> None:
+    fit(module(teacher_folder), registered_packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    export_run(tmp_path / "c.ckpt", tmp_path / "student")
+    start = StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, init=str(tmp_path / "student"))
+    spec = TeacherSpec(str(teacher_folder))
+    for changes, said in [
+        ({"projector": ProjectorSpec("mlp")}, r"t.cls \(of another kind or width there\)"),
+        ({"teachers": {"renamed": spec}}, r"renamed.cls \(none of its: t.cls\)"),
+        ({"teachers": {"t": replace(spec, model_args={"depth": 1})}}, r"t.cls \(of other weights there\)"),
+    ]:
+        with pytest.warns(UserWarning, match=f"begin at random beside the student of .*: {said}"):
+            module(teacher_folder, student=start, **changes)
 
 
 def test_an_init_under_the_home_folder_brings_its_projectors_too(

@@ -116,6 +116,22 @@ def test_directions_in_which_tokens_cannot_vary_take_no_bits() -> None:
     assert lost < 2 * plain
 
 
+@pytest.mark.parametrize("mean", [3.7, 0.0])
+def test_a_dimension_that_only_rounds_takes_no_bits(mean: float) -> None:
+    """One token of the sample differs by a unit in the last place; over that deviation another one would be 64."""
+    x = torch.randn(4096, 8, generator=torch.Generator().manual_seed(0))
+    x[:, 5] = mean
+    moments, later = SecondMoments(8), x.clone()
+    x[0, 5] += 4e-7
+    later[1:, 5] -= 4e-7
+    moments.update(x)
+    codec = fit_codec("int8", moments)
+    lost = (codec.decode(*codec.encode(later)) - later)[:, :5]
+    assert float(lost.norm() / later[:, :5].norm()) < 0.01
+    assert codec.std is not None
+    assert float(codec.std[5]) == 1
+
+
 def test_the_sign_of_directions_is_settled() -> None:
     x = tokens()
     rotation = fit_codec("fp32", moments_of(x), 6).rotation

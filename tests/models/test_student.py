@@ -137,6 +137,27 @@ def test_weights_of_a_folder(tmp_path: Path) -> None:
         build_student(spec(init=str(tmp_path), model_args={**SMALL, "depth": 4}))
 
 
+def test_first_weights_of_another_normalisation_are_told(tmp_path: Path) -> None:
+    """Their folder says what they were made for, and the student sees tiles as its teacher does."""
+    save_file(dict(build_student(spec(seed=5)).model.state_dict()), tmp_path / "model.safetensors")
+    cfg = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config = {"architecture": ARCH, "model_args": {**SMALL, "depth": 3, "img_size": 32}, "pretrained_cfg": cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = teacher()
+    with pytest.warns(UserWarning, match=r"whose input (mean is \(0.5|std is \(0.25).* takes the teacher's"):
+        student = build_student(spec(init=str(tmp_path)), source)
+    assert student.card.mean == source.card.mean
+    own = build_student(spec(init=str(tmp_path), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)), source)
+    assert own.card.std == (0.25, 0.25, 0.25)
+
+
+def test_what_timm_refuses_is_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"cannot build vit_tiny_patch16_224\.foo .*Invalid pretrained tag"):
+        build_student(StudentSpec(architecture=f"{ARCH}.foo", model_args={}))
+    with pytest.raises(ValueError, match="cannot build"):
+        build_student(StudentSpec(architecture=ARCH, model_args={"patch_size": 0}))
+
+
 def test_weights_of_a_bare_file(tmp_path: Path) -> None:
     """Its architecture is the student's, all of it: neither a deeper file nor one of other registers will do."""
     path = tmp_path / "first.safetensors"
