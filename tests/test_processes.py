@@ -48,10 +48,9 @@ def relations(x: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
 def as_process(rank: int, folder: Path) -> None:
     """Be one of two, and write down what came of it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    statistics, limited = Standardizer(4), Standardizer(4, freeze_after=20)
+    statistics = Standardizer(4)
     for rows in share(rank):
         statistics.update(rows)
-        limited.update(rows)
     weight = torch.eye(4).requires_grad_()
     loss = KoLeo()(share(rank)[2] @ weight)
     loss.backward()
@@ -61,7 +60,6 @@ def as_process(rank: int, folder: Path) -> None:
     prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
     found: dict[str, Any] = {
         "statistics": statistics.state_dict(),
-        "limited": limited.state_dict(),
         "koleo": loss.detach(),
         "gradient": mean_over_processes(weight.grad),  # type: ignore[arg-type]
         "relations": mean_over_processes(torch.stack(list(values.values()))),
@@ -108,14 +106,6 @@ def test_each_process_by_itself_would_come_to_others(found: list[dict[str, Any]]
     np.testing.assert_allclose(alone.mean, torch.cat(share(0)).double().mean(0), rtol=1e-6)
     together = found[0]["statistics"]
     assert ((alone.mean - together["mean"]).abs() > 0.01 * together["std"]).all()
-
-
-def test_the_limit_counts_the_rows_of_all(found: list[dict[str, Any]]) -> None:
-    """5 + 11 and 0 + 7 rows reach 20; the last step comes too late."""
-    x = tiles()[:23].double()
-    for mine in found:
-        assert mine["limited"]["count"] == 23
-        torch.testing.assert_close(mine["limited"]["_mean64"], x.mean(0), rtol=1e-13, atol=0)
 
 
 def test_koleo_and_its_gradient_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:

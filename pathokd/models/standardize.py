@@ -14,14 +14,13 @@ class Standardizer(nn.Module):
 
     Teacher dimensions differ in scale by orders of magnitude, so without it a regression loss learns a few
     of them. Statistics are those of *all* rows seen, exactly, not a moving average: batches are merged by
-    the pairwise formula in fp64, those of all processes that train together too. They stop changing after
-    `freeze_after` rows, so that the target of a long run stands still.
+    the pairwise formula in fp64, those of all processes that train together too. Who calls `update` decides when they
+    stop changing.
 
     Args:
         dim: width of the vectors.
         mean: stored mean; with `std`, the statistics are frozen from the start.
         std: stored standard deviation, positive.
-        freeze_after: number of rows after which `update` does nothing; None never freezes.
         eps: added to the standard deviation, against dimensions that do not vary.
 
     Raises:
@@ -44,7 +43,6 @@ class Standardizer(nn.Module):
         *,
         mean: Float[Tensor, " dim"] | None = None,
         std: Float[Tensor, " dim"] | None = None,
-        freeze_after: int | None = None,
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
@@ -52,7 +50,7 @@ class Standardizer(nn.Module):
             raise ValueError(f"dim must be at least 1, got {dim}.")
         if (mean is None) != (std is None):
             raise ValueError("mean and std come together: pass both or neither.")
-        self.dim, self.freeze_after, self.eps = dim, freeze_after, eps
+        self.dim, self.eps = dim, eps
         self.stored = mean is not None
         self.register_buffer("mean", torch.zeros(dim) if mean is None else _checked(mean, dim, "mean"))
         self.register_buffer("std", torch.ones(dim) if std is None else _checked(std, dim, "std"))
@@ -64,10 +62,9 @@ class Standardizer(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "*batch dim"]) -> None:
-        """Take the rows of `x`, of all processes, into the statistics, unless they are stored or frozen.
+        """Take the rows of `x`, of all processes, into the statistics, unless they are stored.
 
-        Every process calls it equally often, and all end with the same statistics. No device synchronisation:
-        whether the limit is reached is decided on the device. A step's rows count whole or not at all.
+        Every process calls it equally often, and all end with the same statistics. No device synchronisation.
 
         Raises:
             ValueError: another width than `dim`.
@@ -79,10 +76,7 @@ class Standardizer(nn.Module):
             return
         batch = _across_processes(*_moments(rows.double()))
         n, mean, m2 = _merged((self.count.double(), self._mean64, self._m2), batch)
-        open_ = torch.ones_like(n, dtype=torch.bool) if self.freeze_after is None else self.count < self.freeze_after
-        mean = torch.where(open_, mean, self._mean64)
-        m2 = torch.where(open_, m2, self._m2)
-        count = torch.where(open_, n.long(), self.count)
+        count = n.long()
         self._mean64.copy_(mean)
         self._m2.copy_(m2)
         self.count.copy_(count)
