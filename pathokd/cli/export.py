@@ -50,7 +50,7 @@ def export(
         raise ValueError(
             f"{run} holds embeddings: say whose files to write, --layout trident, clam, stamp, anndata or parquet."
         )
-    from pathokd.export import export_run
+    from pathokd.export import export_run, load_line
     from pathokd.models.student import FIRST
 
     folder = export_run(
@@ -64,7 +64,7 @@ def export(
         name=name,
         overwrite=overwrite,
     )
-    print(f'{folder}: load it with timm.create_model("local-dir:{folder}", pretrained=True)')
+    print(f"{folder}: load it with {load_line(folder)}")
     return 0
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pathokd
 from pathokd.errors import PathokdError
-from pathokd.files import write_json
+from pathokd.files import write_json, write_text
 
 ROOT = Path(pathokd.__file__).resolve().parents[1]
 """The checkout; slides, teacher and configurations lie beside the package in it."""
+_MADE = ("tiles", "packed", "run", "student", "control", "embeddings")
+_MARK = ".quickstart"
+"""Tells a folder of this verb from others that hold a run."""
 
 
 def quickstart(*, out: str = "runs/quickstart", steps: int | None = None, overwrite: bool = False) -> int:
@@ -54,11 +57,15 @@ def _prepare(folder: Path, overwrite: bool) -> Path:
             f"quickstart needs the slides in tile_data, which {ROOT} does not hold: clone the repository and "
             "install it with `pip install -e .`."
         )
-    if (folder / "run").exists():
+    made = [name for name in _MADE if (folder / name).exists()]
+    if made and not (folder / _MARK).exists():
+        raise PathokdError(f"{folder} holds {', '.join(made)}, which no quickstart made: choose another --out.")
+    if "run" in made:
         if not overwrite:
             raise PathokdError(f"{folder} holds an earlier quickstart: pass --overwrite to redo it, or another --out.")
-        for name in ("tiles", "packed", "run", "student", "control", "embeddings"):
+        for name in made:
             shutil.rmtree(folder / name, ignore_errors=True)
+    write_text(folder / _MARK, "--overwrite may delete what lies here\n")
     return folder
 
 

@@ -1,6 +1,6 @@
 """A trained student as a folder: written, verified, read back."""
 
-from pathokd.export.checkpoint import export_student, load_adaptors
+from pathokd.export.checkpoint import export_student, load_adaptors, load_line
 from pathokd.export.run import export_run
 
-__all__ = ["export_run", "export_student", "load_adaptors"]
+__all__ = ["export_run", "export_student", "load_adaptors", "load_line"]

@@ -174,6 +174,12 @@ def _hub_config(encoder: Encoder, card: dict[str, Any], facts: dict[str, Any], s
     }
 
 
+def load_line(folder: str | Path) -> str:
+    """The line of Python by which plain timm loads an exported folder."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return f'timm.create_model("local-dir:{folder}", pretrained=True{_load_kwargs(config)})'
+
+
 def _load_kwargs(config: Mapping[str, Any]) -> str:
     """Arguments that plain timm cannot take from JSON, as text for the card; usually none."""
     layer = config["model_args"].get("mlp_layer")

@@ -56,7 +56,12 @@ def write_page(result: Robustness, out: str | Path) -> list[str]:
                 {"section": heading, "title": one.title, "how": one.how, "svg": Markup(text), "name": one.name}
             )
     write_text(folder / "report.html", render(result, drawn))
-    return [one.name for shown in sections.values() for one in shown]
+    names = [one.name for shown in sections.values() for one in shown]
+    for old in (folder / "figures").glob("*.svg"):  # of an earlier page; a picture by itself is none of ours
+        if old.stem not in names and (picture := old.with_suffix(".png")).is_file():
+            old.unlink()
+            picture.unlink()
+    return names
 
 
 def render(result: Robustness, drawn: list[dict[str, object]]) -> str:

@@ -13,6 +13,11 @@ from pathokd.report.terminal import ModelTable
 
 SHOWN = ("cosine_mean", "separation_mean", "topk_mean", "plism", "robustness_index")
 """Measures in the terminal; the files hold all of them."""
+_TEXT = (
+    "name", "model", "reference", "group", "metric", "first", "second", "scanner", "stain", "label", "confounder",
+    "type", "pair_id", "condition", "train", "test", "change", "what", "why",
+)  # fmt: skip
+"""Columns that stay text: a model may be called 1, and a scanner NA."""
 
 
 def write_robustness(result: Robustness, out: str | Path) -> None:
@@ -43,7 +48,7 @@ def read_robustness(out: str | Path, tiles: PairedSet) -> Robustness:
     try:
         facts = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["facts"]
         found = {
-            name: pd.read_csv(path) if (path := folder / f"{name}.csv").is_file() else pd.DataFrame()
+            name: _read(path) if (path := folder / f"{name}.csv").is_file() else pd.DataFrame()
             for name in (*TABLES, "models", "not_shown")
         }
     except (OSError, ValueError, KeyError) as error:
@@ -52,6 +57,10 @@ def read_robustness(out: str | Path, tiles: PairedSet) -> Robustness:
         raise StoreError(f"{folder} was measured on {facts['tiles']}, which differs from {tiles.source}: open that.")
     models, not_shown = found.pop("models"), found.pop("not_shown")
     return Robustness(found, models, not_shown, facts, tiles)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, object]]:

@@ -181,3 +181,15 @@ def test_quickstart_refuses_no_steps(steps: str, tmp_path: Path, capsys: pytest.
     assert main(["quickstart", "--out", str(tmp_path / "q"), "--steps", steps]) == 1
     assert f"--steps should be at least 1, got {steps}." in capsys.readouterr().err
     assert not (tmp_path / "q").exists()
+
+
+def test_quickstart_deletes_only_what_a_quickstart_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a run in it lost its tiles and embeddings too."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tiles").mkdir()
+    assert main(["quickstart", "--out", str(tmp_path), "--overwrite"]) == 1
+    assert f"{tmp_path} holds tiles, run, which no quickstart made: choose another --out." in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tiles"]
+    (tmp_path / ".quickstart").touch()
+    assert main(["quickstart", "--out", str(tmp_path)]) == 1
+    assert "holds an earlier quickstart: pass --overwrite" in capsys.readouterr().err

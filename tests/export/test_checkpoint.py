@@ -10,7 +10,7 @@ import timm
 import torch
 
 from pathokd.errors import StoreError, WeightsError
-from pathokd.export import export_run, export_student, load_adaptors
+from pathokd.export import export_run, export_student, load_adaptors, load_line
 from pathokd.export.card import licence_note
 from pathokd.models.build import SWIGLU_ARGS
 from pathokd.models.encoder import Encoder, load_encoder
@@ -77,6 +77,8 @@ def test_layers_only_pathokd_resolves_are_documented(tmp_path: Path) -> None:
     encoder = build_student(spec).eval()
     folder = export_student(encoder, tmp_path / "s")
     assert "pretrained=True, mlp_layer=timm.layers.GluMlp).eval()" in (folder / "README.md").read_text()
+    line = f'timm.create_model("local-dir:{folder}", pretrained=True, mlp_layer=timm.layers.GluMlp)'
+    assert load_line(folder) == line  # what `pathokd export` prints
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, mlp_layer=timm.layers.GluMlp).eval()
     with torch.no_grad():
         x = torch.rand(1, 3, 32, 32)

@@ -16,7 +16,7 @@ from pathokd.metrics.aggregate import Condition
 from pathokd.report import plots_models, plots_pairs, plots_probes
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
-from pathokd.report.robustness import write_robustness
+from pathokd.report.robustness import read_robustness, write_robustness
 from pathokd.report.style import colours, markers, styled
 
 PLACES = 24
@@ -50,6 +50,28 @@ def measured(
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Robustness:
     return measured(tmp_path_factory.mktemp("two"), {"bad": 4.0, "good <b>": 0.05})
+
+
+def test_figures_of_an_earlier_page_go_and_others_stay(two: Robustness, tmp_path: Path) -> None:
+    for name in ("severity.svg", "severity.png", "mine.png"):
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        (tmp_path / "figures" / name).touch()
+    names = write_page(two, tmp_path)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        *(f"{name}{suffix}" for name in names for suffix in (".svg", ".png")), "mine.png"
+    }  # fmt: skip
+
+
+def test_names_like_numbers_stay_names(tmp_path: Path) -> None:
+    """Models called 1 and NA came back as 1.0 and nan, and were found in no table."""
+    result = measured(tmp_path, {"1": 0.5, "NA": 0.05})
+    write_robustness(result, tmp_path)
+    again = read_robustness(tmp_path, result.tiles)
+    assert again.models["name"].tolist() == ["1", "NA"]
+    for name, table in result.tables.items():
+        if len(table):
+            pd.testing.assert_frame_equal(again.tables[name], table.reset_index(drop=True), check_dtype=False)
+    assert write_page(again, tmp_path)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(two: Robustness, tmp_path: Path) -> None:
