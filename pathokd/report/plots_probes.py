@@ -62,7 +62,10 @@ def transfer(table: pd.DataFrame, condition: str, models: Sequence[str]) -> Figu
             for number, model in enumerate(models):
                 part = table[table["model"] == model]
                 for home in (True, False):
-                    some = part[(part["train"] == part["test"]) == home].groupby("test")[[what, low, high]].mean()
+                    cells = part[(part["train"] == part["test"]) == home].groupby("test")
+                    some = cells[[what, low, high]].mean()
+                    # The mean of several intervals is not the interval of their mean.
+                    some.loc[cells.size() > 1, [low, high]] = np.nan
                     x = np.array([tests.index(t) for t in some.index]) + offset(number, len(models), 0.16)
                     ends = np.stack([some[what] - some[low], some[high] - some[what]]).clip(0)
                     ax.errorbar(

@@ -181,7 +181,8 @@ def figures(result: Robustness) -> dict[str, list[Shown]]:
     for condition in dict.fromkeys(t["transfer"]["condition"]) if len(t["transfer"]) else []:
         add(
             probe, f"transfer_{condition}", f"A tissue probe across {condition}s",
-            f"Filled: trained under the {condition} it is tested under, on other cases. Hollow: trained under another.",
+            f"Filled: trained under the {condition} it is tested under, on other cases. Hollow: trained under another; "
+            "of several the mean, without interval.",
             True, partial(plots_probes.transfer, t["transfer"], condition, models),
         )  # fmt: skip
     add(

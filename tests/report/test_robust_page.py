@@ -349,3 +349,18 @@ def test_turns_without_intervals_and_negative_cosines_are_drawn() -> None:
         [{"change": "clean", "severity": 0.0, "cosine": 1.0}, {"change": "blur", "severity": 1.0, "cosine": -0.6}]
     ).assign(model="m", accuracy=0.5, low=0.4, high=0.6)
     assert plots_probes.severity(table, "cosine", ["m"]).axes[0].get_ylim()[0] < -0.6
+
+
+def test_a_mean_over_scanners_has_no_interval() -> None:
+    """The bars were means of the ends of several intervals."""
+    rows = [
+        {"model": "m", "condition": "scanner", "train": a, "test": b, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        for a, b in itertools.product("ABC", repeat=2)
+    ]
+    table = pd.DataFrame(rows).assign(ece=0.1, ece_low=0.05, ece_high=0.2)
+    home, other = plots_probes.transfer(table, "scanner", ["m"]).axes[0].containers
+    assert np.isfinite(home[2][0].get_segments()).all()
+    assert not any(np.isfinite(line).all() for line in other[2][0].get_segments())
+    pair = table[table["train"].isin(["A", "B"]) & table["test"].isin(["A", "B"])]
+    for bars in plots_probes.transfer(pair, "scanner", ["m"]).axes[0].containers:
+        assert np.isfinite(bars[2][0].get_segments()).all()
