@@ -8,6 +8,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+_NARROW = 18
+"""Of labels beside cells of two lines: three models then fit into 80 columns."""
+
 
 @dataclass(frozen=True)
 class ModelTable:
@@ -26,27 +29,30 @@ class ModelTable:
     title: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Tables of as many models as fit, at least one in each."""
-        start = 0
-        while start < max(1, len(self.models)):
-            end = start + 1
-            while end < len(self.models) and self._width(console, options, start, end + 1) <= options.max_width:
+        """One table, or, where it does not fit, tables of as many models as do, intervals beneath their values."""
+        count, unbound = len(self.models), options.update(max_width=10_000)
+
+        def fits(start: int, end: int, *, narrow: bool) -> bool:
+            table = self._table(start, end, narrow=narrow)
+            return Measurement.get(console, unbound, table).maximum <= options.max_width
+
+        narrow, start = not fits(0, count, narrow=False), 0
+        while start < max(1, count):
+            end = start + 1 if narrow else max(1, count)
+            while end < count and fits(start, end + 1, narrow=True):
                 end += 1
-            table = self._table(start, end)
+            table = self._table(start, end, narrow=narrow)
             table.title = escape(self.title) or None if start == 0 else None
-            table.caption = self.caption if end >= len(self.models) else None
+            table.caption = self.caption if end >= count else None
             yield table
             start = end
 
-    def _table(self, start: int, end: int) -> Table:
+    def _table(self, start: int, end: int, *, narrow: bool) -> Table:
         table = Table(caption_justify="left")
-        table.add_column("")
+        table.add_column("", max_width=_NARROW if narrow else None)
         for name in self.models[start:end]:
             table.add_column(escape(name), justify="right")
         for label, cells in self.rows:
-            table.add_row(escape(label), *cells[start:end])
+            shown = [cell.replace(" (", "\n(") if narrow else cell for cell in cells[start:end]]
+            table.add_row(escape(label), *shown)
         return table
-
-    def _width(self, console: Console, options: ConsoleOptions, start: int, end: int) -> int:
-        unbound = options.update(max_width=10_000)
-        return Measurement.get(console, unbound, self._table(start, end)).maximum
