@@ -22,7 +22,7 @@ from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
 from pathokd.data.targets import TargetStore, tile_identity
 from pathokd.data.views import Geometry, Views, orientation
-from pathokd.data.wsi import open_tiles
+from pathokd.data.wsi import open_tiles, read_or_advise
 from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
 from pathokd.types import IntArray, Rgb
@@ -112,7 +112,7 @@ class ViewDataset(Dataset[Any]):
             said = int(self.rows[self.registered.answers_to[draw.position]])
         turned = orientation(self._keys[said]) if self.targets else None
         targets = {teacher: store.read(said) for teacher, store in self.targets.items()}
-        views = self.views(self.source.read(row), draw, turned)
+        views = self.views(read_or_advise(self.source, row), draw, turned)
         item = {"views": views, "index": row, "key": self._keys[row], "targets": targets}
         if self.registered is not None:
             place, condition, _ = self.registered

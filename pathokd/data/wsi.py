@@ -10,7 +10,7 @@ import pandas as pd
 
 from pathokd.data.batch import TileSource
 from pathokd.data.packed import INDEX_NAME, PackedTiles
-from pathokd.errors import ManifestError
+from pathokd.errors import ManifestError, SlideError
 from pathokd.slides.manifest import TileManifest
 from pathokd.slides.slide import Slide
 from pathokd.types import Rgb
@@ -121,3 +121,18 @@ def open_tiles(path: str | Path) -> TileSource:
     raise ManifestError(
         f"{path} holds no tiles: expected a packed folder (`pathokd pack`) or a tile folder (`pathokd tile`)."
     )
+
+
+def read_or_advise(source: TileSource, row: int) -> Rgb:
+    """The tile in `row`, where one that is left out would be missed.
+
+    Raises:
+        SlideError: it cannot be read; the message says what leaves such tiles out.
+    """
+    try:
+        return source.read(row)
+    except SlideError as error:
+        said = str(error).rstrip(".")
+        raise SlideError(
+            f"{said}. `pathokd pack` leaves such tiles out and lists them: use the folder it writes."
+        ) from error

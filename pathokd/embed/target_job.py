@@ -12,6 +12,7 @@ from torch import Tensor
 from pathokd.data.batch import TileSource
 from pathokd.data.targets import SCHEMA, TargetSpec, bytes_per_tile, layout, slide_marks, tile_identity
 from pathokd.data.views import orientation, whole_tile
+from pathokd.data.wsi import read_or_advise
 from pathokd.embed.reading import read_batches
 from pathokd.errors import StoreError
 from pathokd.files import Header, make_header
@@ -111,7 +112,7 @@ class TargetJob:
         """
 
         def read(row: int) -> Any:
-            return whole_tile(self.source.read(row), self.view_px, orientation(self._keys[row]))
+            return whole_tile(read_or_advise(self.source, row), self.view_px, orientation(self._keys[row]))
 
         for batch in read_batches(read, rows, batch_size=self.batch_size, workers=self.workers):
             numbers, images = zip(*batch, strict=True)

@@ -14,7 +14,9 @@ from pathokd.augment import ScannerJitter, ScannerSwap, StainSwap, StudentView
 from pathokd.data.datamodule import TileDataModule, split_rows
 from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.views import Geometry
-from pathokd.errors import ManifestError
+from pathokd.data.wsi import read_manifest
+from pathokd.errors import ManifestError, SlideError
+from pathokd.slides.manifest import TileManifest
 
 
 def module(packed: Path, workers: int = 0, seed: int = 0, batch_size: int = 8) -> TileDataModule:
@@ -121,6 +123,17 @@ def test_views_do_not_depend_on_the_number_of_workers(packed: Path) -> None:
     alone, two = drawn(module(packed)), drawn(module(packed, workers=2))
     assert alone.keys() == two.keys()
     assert all(torch.equal(alone[draw], two[draw]) for draw in alone)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_tile_says_what_to_do(packed: Path, tmp_path: Path, workers: int) -> None:
+    """Training and `cache` stop at it; nothing said that `pack` does not."""
+    made = read_manifest(packed.parent / "manifest.parquet")
+    gone = made.frame["path"].map(lambda path: str(tmp_path / Path(path).name))
+    TileManifest(made.frame.assign(path=gone), made.spec).write(tmp_path / "manifest.parquet")
+    data = module(tmp_path / "manifest.parquet", workers=workers)
+    with pytest.raises(SlideError, match="`pathokd pack` leaves such tiles out and lists them"):
+        drawn(data)
 
 
 def test_no_two_draws_repeat_across_tiles_epochs_and_workers(packed: Path) -> None:
