@@ -75,8 +75,7 @@ class Standardizer(nn.Module):
         if self.stored or (rows.shape[0] == 0 and world_size() == 1):
             return
         batch = _across_processes(*_moments(rows.double()))
-        n, mean, m2 = _merged((self.count.double(), self._mean64, self._m2), batch)
-        count = n.long()
+        count, mean, m2 = _merged((self.count.double(), self._mean64, self._m2), batch)
         self._mean64.copy_(mean)
         self._m2.copy_(m2)
         self.count.copy_(count)
