@@ -186,8 +186,7 @@ def swap_stain(rgb: Rgb, source: Appearance, target: Appearance, strength: float
         target: how it should be.
         strength: 0 returns the image, 1 the full change.
     """
-    matrix = np.eye(3) + strength * (swap_map(source, target) - np.eye(3))
-    return affine_od(rgb, matrix)
+    return affine_od(rgb, *swap_map(source, target, strength))
 
 
 def staining_or_image(name: str) -> Appearance:

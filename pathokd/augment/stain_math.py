@@ -5,8 +5,8 @@ optical density (OD). A pixel's OD is a row vector `c @ V` of concentrations `c`
 haematoxylin, eosin, residual). Every change of staining here is one affine map of OD, which is why it is fast.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -47,13 +47,22 @@ def from_od(od: Od) -> Rgb:
     return np.asarray(rgb, np.uint8).reshape(od.shape)
 
 
-def affine_od(rgb: Rgb, matrix: FloatArray, offset: FloatArray | None = None, *, keep_glass: bool = True) -> Rgb:
+def affine_od(
+    rgb: Rgb,
+    matrix: FloatArray,
+    offset: FloatArray | None = None,
+    limits: FloatArray | None = None,
+    *,
+    keep_glass: bool = True,
+) -> Rgb:
     """Map every pixel's OD to `od @ matrix.T + offset`.
 
     Args:
         rgb: (height, width, 3).
         matrix: (3, 3).
         offset: (3,); none by default.
+        limits: (2, 3), the least and greatest factor of the matrix on each channel's OD, give or take `GLASS_OD[0]`;
+            none by default.
         keep_glass: leave pixels whose mean OD is below `GLASS_OD[0]` exactly as they are, and let the change fade in up
             to `GLASS_OD[1]`: staining does not change the glass. A scanner does; pass False for one.
 
@@ -63,11 +72,14 @@ def affine_od(rgb: Rgb, matrix: FloatArray, offset: FloatArray | None = None, *,
     shift = np.zeros(3) if offset is None else np.asarray(offset, np.float64)
     # Everything below is in -od, so that `exp` needs no sign.
     change = np.column_stack([np.asarray(matrix, np.float64) - np.eye(3), -shift]).astype(np.float32)
+    bounds = [] if limits is None else _change_bounds(np.asarray(limits), shift)
     out = np.empty(rgb.shape, np.uint8)
     rows = max(1, _STRIP_PX // rgb.shape[1])
     for top in range(0, len(rgb), rows):
         log_light = np.asarray(cv2.LUT(np.ascontiguousarray(rgb[top : top + rows]), -_TABLE), np.float32)
         delta = cv2.transform(log_light, change)
+        for clip, bound in bounds:
+            clip(delta, cv2.transform(log_light, bound), dst=delta)
         if keep_glass:
             cv2.multiply(delta, _tissue_weight(log_light), dst=delta)
         cv2.add(log_light, delta, dst=log_light)
@@ -79,6 +91,16 @@ def affine_od(rgb: Rgb, matrix: FloatArray, offset: FloatArray | None = None, *,
 _STRIP_PX = 8192
 """Pixels worked on at a time: their floats stay in the processor's cache, and in memory that need not be handed back to
 the system after every call, which costs more than the arithmetic."""
+
+
+def _change_bounds(limits: FloatArray, shift: FloatArray) -> list[tuple[Callable[..., Any], npt.NDArray[np.float32]]]:
+    """Maps from -od to the floor and the ceiling of its change, each with the function that imposes it.
+
+    A pixel may be off the limits by as much as clean glass is off white; only what goes beyond is held back.
+    """
+    least, greatest = limits
+    pairs = [(cv2.max, greatest, -GLASS_OD[0]), (cv2.min, least, GLASS_OD[0])]
+    return [(clip, np.column_stack([np.diag(f - 1), slack - shift]).astype(np.float32)) for clip, f, slack in pairs]
 
 
 def _tissue_weight(log_light: Od) -> Od:
@@ -135,28 +157,53 @@ def concentrations(rgb: Rgb, vectors: Vectors) -> npt.NDArray[np.float32]:
     return np.asarray(od @ np.linalg.inv(vectors).astype(np.float32), np.float32)
 
 
-def scale_map(vectors: Vectors, scale: FloatArray, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
+class OdMap(NamedTuple):
+    """A change of staining, as `affine_od` takes it."""
+
+    matrix: FloatArray
+    """(3, 3), applied to OD from the left."""
+    offset: FloatArray
+    """(3,) OD added."""
+    limits: FloatArray
+    """(2, 3), least and greatest factor on each channel's OD."""
+
+
+def scale_map(vectors: Vectors, scale: FloatArray, shift: FloatArray) -> OdMap:
     """The affine map of OD that turns concentrations c into `c * scale + shift`.
 
     Args:
         vectors: (3, 3) stain vectors.
         scale: (3,) factor per stain.
         shift: (3,) OD added per stain.
-
-    Returns:
-        `matrix` and `offset` for `affine_od`.
     """
-    matrix = (np.linalg.inv(vectors) * scale) @ vectors
-    return matrix.T, np.asarray(shift @ vectors)
+    scale = np.asarray(scale, np.float64)
+    matrix = ((np.linalg.inv(vectors) * scale) @ vectors).T
+    return OdMap(matrix, np.asarray(shift @ vectors), _limits(scale[:, None] * np.ones(3)))
 
 
-def swap_map(source: Appearance, target: Appearance) -> FloatArray:
+def swap_map(source: Appearance, target: Appearance, strength: float = 1.0) -> OdMap:
     """The linear map of OD that restains `source` as `target`: same amounts relative to the strongest, other dyes.
 
     What lies off the two stains is carried over with its amount.
 
-    Returns:
-        `matrix` for `affine_od`.
+    Args:
+        source: how it is stained.
+        target: how it should be.
+        strength: 0 is the identity, 1 the full change.
     """
-    ratio = [t / s for s, t in zip(source.strength, target.strength, strict=True)]
-    return np.asarray(((np.linalg.inv(source.vectors) * [*ratio, 1.0]) @ target.vectors).T)
+    ratio = np.array([*(t / s for s, t in zip(source.strength, target.strength, strict=True)), 1.0])
+    after = target.vectors * ratio[:, None]
+    change = (np.linalg.inv(source.vectors) @ after).T - np.eye(3)
+    limits = _limits(after[:2] / np.maximum(source.vectors[:2], 1e-3))
+    return OdMap(np.eye(3) + strength * change, np.zeros(3), 1 + strength * (limits - 1))
+
+
+def _limits(factors: FloatArray) -> FloatArray:
+    """Least and greatest change of OD, (2, 3), given the factors by which each dye alone changes it, (dyes, 3).
+
+    A mixture changes by a factor between those of its dyes, and what lies off them stays. Without these limits the map
+    would extrapolate: where a scanner saw no red at all, the amounts that explain it are of opposite sign and cancel in
+    green and blue, and less of one would turn a dark nucleus into cyan.
+    """
+    kept = np.vstack([factors, np.ones(3)])
+    return np.stack([kept.min(axis=0), kept.max(axis=0)])

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.color import hed2rgb, rgb2hed
 
+from pathokd.augment.stain import swap_stain
 from pathokd.augment.stain_basis import (
     MAX_PIXELS,
     REFERENCE_STRENGTH,
@@ -28,6 +29,8 @@ from pathokd.augment.stain_math import (
     swap_map,
     to_od,
 )
+from pathokd.augment.stainings import STAININGS as STAININGS_OF_LABORATORIES
+from pathokd.augment.stainings import get_staining
 from pathokd.phantom import STAININGS, make_scene, render
 from pathokd.phantom.scanner import Scanner
 from pathokd.types import Rgb
@@ -61,8 +64,8 @@ def test_density_beyond_the_range_is_clipped() -> None:
 def test_identity_is_exact(every_value: Rgb, odd_tile: Rgb, keep_glass: bool) -> None:
     for image in (every_value, odd_tile):
         for vectors in (REFERENCE, RUIFROK):
-            matrix, offset = scale_map(vectors, np.ones(3), np.zeros(3))
-            assert np.array_equal(affine_od(image, matrix, offset, keep_glass=keep_glass), image)
+            identity = scale_map(vectors, np.ones(3), np.zeros(3))
+            assert np.array_equal(affine_od(image, *identity, keep_glass=keep_glass), image)
 
 
 def test_affine_map_is_the_formula(tissue: Rgb) -> None:
@@ -204,15 +207,54 @@ def test_parallel_stains_are_refused() -> None:
 def test_swap_brings_the_target_appearance(tissue: Rgb) -> None:
     source = measure_appearance(tissue)
     target = Appearance(basis_of((0.58, 0.68, 0.45), (0.15, 0.85, 0.5)), (1.2, 0.9))
-    found = measure_appearance(affine_od(tissue, swap_map(source, target), keep_glass=False), target.vectors)
+    found = measure_appearance(affine_od(tissue, *swap_map(source, target), keep_glass=False), target.vectors)
     assert found.strength == pytest.approx(target.strength, rel=0.05)
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_within_the_dyes_the_limits_do_nothing(strength: float) -> None:
+    """Any mixture of two dyes, and what a scanner adds to it, is mapped by the formula alone."""
+    rng = np.random.default_rng(0)
+    source = Appearance(REFERENCE, (2.0, 1.0))
+    target = Appearance(basis_of((0.6, 0.7, 0.3), (0.02, 0.9, 0.4)), (1.1, 1.4))
+    amounts = np.column_stack([rng.uniform(0, 2, 4000), rng.uniform(0, 1.2, 4000), rng.uniform(-0.1, 0.1, 4000)])
+    image = from_od((amounts @ REFERENCE).astype(np.float32).reshape(40, 100, 3))
+    swap = swap_map(source, target, strength)
+    plain = affine_od(image, swap.matrix, keep_glass=False)
+    assert np.mean(plain != image) > 0.9
+    assert np.array_equal(affine_od(image, *swap, keep_glass=False), plain)
+
+
+def test_beyond_the_dyes_no_channel_changes_more_than_a_dye_does(every_value: Rgb) -> None:
+    source = Appearance(REFERENCE, (2.0, 1.0))
+    target = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), (1.1, 1.4))
+    od = -np.log((every_value.astype(np.float64) + 1) / 256)
+    ratio = np.array(target.strength) / source.strength
+    dyes = ratio[:, None] * target.vectors[:2] / source.vectors[:2]
+    least, greatest = np.minimum(np.minimum(*dyes), 1), np.maximum(np.maximum(*dyes), 1)
+    plain = od @ swap_map(source, target).matrix.T
+    expected = np.clip(plain, od * least - GLASS_OD[0], od * greatest + GLASS_OD[0])
+    found = affine_od(every_value, *swap_map(source, target), keep_glass=False)
+    assert np.mean(np.abs(expected - plain) > 0.1) > 0.2
+    assert np.abs(found - np.clip(np.rint(256 * np.exp(-expected) - 1), 0, 255)).max() <= 1
+
+
+@pytest.mark.parametrize("name", list(STAININGS_OF_LABORATORIES))
+def test_black_in_one_channel_does_not_turn_into_light(name: str) -> None:
+    """Sharpened, dark nuclei let no red pass at all: half their haematoxylin was a cyan speck."""
+    dark = np.array([[[0, 20, 60], [0, 8, 45], [2, 30, 70], [0, 0, 30]]], np.uint8)
+    restained = swap_stain(dark, Appearance(REFERENCE, (3.3, 2.4)), get_staining(name))
+    assert restained.max() < 210  # 255 without limits
+    # Nor do other amounts of the same dyes.
+    paler = affine_od(dark, *scale_map(REFERENCE, np.array([0.5, 1.4, 1.0]), np.zeros(3)))
+    assert paler.max() < 170
 
 
 def test_swap_there_and_back_is_the_identity() -> None:
     one = Appearance(REFERENCE, (2.0, 1.0))
     two = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), (1.1, 1.4))
-    assert swap_map(two, one) @ swap_map(one, two) == pytest.approx(np.eye(3), abs=1e-12)
-    assert swap_map(one, one) == pytest.approx(np.eye(3), abs=1e-12)
+    assert swap_map(two, one).matrix @ swap_map(one, two).matrix == pytest.approx(np.eye(3), abs=1e-12)
+    assert swap_map(one, one).matrix == pytest.approx(np.eye(3), abs=1e-12)
 
 
 @pytest.mark.parametrize("side", [128, 224, 256, 400, 512, 1000])
