@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,11 +136,10 @@ class SimulatedTiles:
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
-        self._appearance = {
-            slide: measure_appearance(list(_readable(source, _spread(rows, MEASURED_TILES))))
-            for slide, rows in _rows_by_slide(base)
-        }
-        self._slides = base["slide_id"].to_list()
+        self._slides = base["slide_id"].astype(str).to_list()
+        self._rows = dict(_rows_by_slide(base))
+        self._appearances: dict[str, Appearance] = {}
+        self._measuring = threading.Lock()
 
     @property
     def index(self) -> pd.DataFrame:
@@ -155,7 +155,15 @@ class SimulatedTiles:
         tile = self.source.read(place)
         if number == 0:
             return tile
-        return self.conditions[number - 1].apply(tile, self._appearance[self._slides[place]], _seed(self.seed, row))
+        return self.conditions[number - 1].apply(tile, self._appearance(self._slides[place]), _seed(self.seed, row))
+
+    def _appearance(self, slide: str) -> Appearance:
+        """How a slide is stained, measured when its first tile is asked for, by one of the threads."""
+        with self._measuring:
+            if slide not in self._appearances:
+                shown = _readable(self.source, _spread(self._rows[slide], MEASURED_TILES))
+                self._appearances[slide] = measure_appearance(list(shown))
+            return self._appearances[slide]
 
 
 def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
@@ -256,7 +264,7 @@ def simulate_slides(
 
     Args:
         slides: slides.
-        out_dir: gets `SLIDE_STAIN_SCANNER.tif` and `slides.csv`; files that are there are kept.
+        out_dir: gets `SLIDE_STAIN_SCANNER.tif` and `slides.csv`; files that are there are kept, and stay listed.
         wanted: conditions.
         seed: of all noise.
         quality: JPEG quality of the files.
@@ -270,13 +278,13 @@ def simulate_slides(
         StoreError: `out_dir` was made with other settings or from other slides of these names, or the disk is full.
     """
     out, outcomes = Path(out_dir), []
-    listed: list[dict[str, str]] = []
     if not 1 <= quality <= 100:
         raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
     header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
     _claim(out / "simulated.json", header, slides, wanted, overwrite)
+    listed = {} if overwrite else _listed_before(out)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]
         for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
@@ -296,10 +304,19 @@ def simulate_slides(
                 SlideOutcome(path.stem, path.name, case, stain, scanner, "failed" if message else "ok", message)
             )
             if not message:
-                listed.append({**known, **dict(zip(LISTED, outcomes[-1], strict=False))})
-    columns = [*LISTED, *dict.fromkeys(name for row in listed for name in row if name not in LISTED)]
-    write_text(out / "slides.csv", pd.DataFrame(listed, columns=columns).to_csv(index=False))
+                listed[path.name] = {**known, **dict(zip(LISTED, outcomes[-1], strict=False))}
+    columns = [*LISTED, *dict.fromkeys(name for row in listed.values() for name in row if name not in LISTED)]
+    write_text(out / "slides.csv", pd.DataFrame(list(listed.values()), columns=columns).to_csv(index=False))
     return pd.DataFrame(outcomes, columns=list(SlideOutcome._fields))
+
+
+def _listed_before(out: Path) -> dict[str, dict[str, str]]:
+    """Rows of `slides.csv` by file: what earlier runs made of other slides or conditions, where it is still there."""
+    if not (out / "slides.csv").exists():
+        return {}
+    frame = pd.read_csv(out / "slides.csv", dtype=str, keep_default_na=False)
+    rows = [{str(name): text for name, text in row.items() if text} for row in frame.to_dict("records")]
+    return {row["path"]: row for row in rows if (out / row["path"]).exists()}
 
 
 def _claim(

@@ -121,6 +121,32 @@ def test_what_is_known_of_a_slide_is_carried_on(slide: Path, tmp_path: Path) -> 
     assert found.metadata == {"case": "a", "stain": "HE", "scanner": "pale", "patient_id": "p7"}
 
 
+def test_further_conditions_join_the_list(slide: Path, tmp_path: Path) -> None:
+    """The list held the last run's slides alone, though the files of all were there."""
+    (tmp_path / "list.csv").write_text(f'slide_id,path,patient_id\n007,{slide},"p,7"\n')
+    slides, out = find_slides(tmp_path / "list.csv"), tmp_path / "out"
+    for scanner in ("pale", "fringed", "pale"):
+        simulate_slides(slides, out, [Condition(scanner=scanner)])
+    rows = {found.slide_id: found.metadata for found in find_slides(out / "slides.csv")}
+    assert sorted(rows) == ["007_original_fringed", "007_original_pale"]
+    assert {row["patient_id"] for row in rows.values()} == {"p,7"}
+    (out / "007_original_fringed.tif").unlink()
+    simulate_slides(find_slides(slide), out, [Condition(scanner="pale")])
+    assert sorted(found.slide_id for found in find_slides(out / "slides.csv")) == [
+        "007_original_pale",
+        "one_original_pale",
+    ]
+    simulate_slides(find_slides(slide), out, [Condition(scanner="pale", severity=0.5)], overwrite=True)
+    assert [found.slide_id for found in find_slides(out / "slides.csv")] == ["one_original_pale"]
+
+
+def test_a_finished_folder_is_not_measured_again(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [Condition("cmu-1")]
+    made = simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted)
+    monkeypatch.setattr(PackedTiles, "read", None)
+    assert simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted).tiles == made.tiles
+
+
 def test_a_broken_slide_is_one_row(slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(slide.read_bytes()[:3000])
