@@ -4,10 +4,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from pathokd.types import FloatArray
 
 RESAMPLES = 1000
+FEW_GROUPS = 5
+"""Intervals of fewer are too narrow, see `percentiles`."""
 Interval = tuple[float, float]
 
 
@@ -26,7 +30,7 @@ def balanced_accuracy_interval(
     *,
     minus: npt.NDArray[Any] | None = None,
 ) -> Interval:
-    """Percentile interval of balanced accuracy, or of a paired difference of two, under resampling of groups.
+    """Interval of balanced accuracy, or of a paired difference of two, under resampling of groups.
 
     Args:
         truth: (n,) classes.
@@ -37,8 +41,8 @@ def balanced_accuracy_interval(
         minus: (n,) classes by another prediction, whose balanced accuracy is subtracted in every resample.
 
     Returns:
-        The 2.5th and 97.5th percentile; NaN of one group, which says nothing of how groups vary. A class that a
-        resample happens to miss does not count in that resample.
+        As `percentiles`; NaN of one group, which says nothing of how groups vary. A class that a resample happens to
+        miss does not count in that resample.
     """
     group, n_groups = group_codes(groups)
     if n_groups < 2:
@@ -51,13 +55,13 @@ def balanced_accuracy_interval(
     times = _draws(n_groups, seed, resamples)
     right, total = times @ right, times @ total
     recall = np.divide(right, total, out=np.full_like(right, np.nan), where=total > 0)
-    return _percentiles(np.nanmean(recall, axis=1))
+    return percentiles(np.nanmean(recall, axis=1), n_groups)
 
 
 def weighted_mean_interval(
     values: FloatArray, weights: FloatArray, groups: npt.NDArray[Any], seed: int, resamples: int = RESAMPLES
 ) -> Interval:
-    """Percentile interval of a weighted mean under resampling of groups.
+    """Interval of a weighted mean under resampling of groups.
 
     Args:
         values: (n,) numbers.
@@ -67,7 +71,7 @@ def weighted_mean_interval(
         resamples: How many.
 
     Returns:
-        The 2.5th and 97.5th percentile; NaN of one group.
+        As `percentiles`; NaN of one group.
     """
     group, n_groups = group_codes(groups)
     if n_groups < 2:
@@ -75,7 +79,7 @@ def weighted_mean_interval(
     top = np.bincount(group, weights * values, n_groups)
     bottom = np.bincount(group, weights, n_groups)
     times = _draws(n_groups, seed, resamples)
-    return _percentiles((times @ top) / (times @ bottom))
+    return percentiles((times @ top) / (times @ bottom), n_groups)
 
 
 def _draws(n_groups: int, seed: int, resamples: int) -> npt.NDArray[np.float64]:
@@ -84,6 +88,28 @@ def _draws(n_groups: int, seed: int, resamples: int) -> npt.NDArray[np.float64]:
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples).astype(np.float64)
 
 
-def _percentiles(draws: FloatArray) -> Interval:
-    low, high = np.percentile(draws, [2.5, 97.5])
+def percentiles(draws: FloatArray, n_groups: int) -> Interval:
+    """95 % interval from resamples of groups: expanded percentiles.
+
+    The 2.5th and 97.5th percentile are too narrow where groups are few (of 8 groups they hold 89 % of the time), as
+    resamples vary by the groups' own spread, not by its unbiased estimate, and normally, not as Student's t. Further
+    out lie the percentiles that allow for both: .6 and 99.4 of 8 groups, 2.3 and 97.7 of 100. Of fewer than five
+    groups they are the least and the greatest resample, and still too narrow.
+
+    Args:
+        draws: (resamples,) one number under each; those that are no numbers do not count.
+        n_groups: how many groups were resampled.
+
+    Returns:
+        Low and high; NaN without draws or of one group.
+
+    Reference:
+        Hesterberg 2015, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
+        expanded percentile interval.
+    """
+    found = draws[np.isfinite(draws)]
+    if not len(found) or n_groups < 2:
+        return float("nan"), float("nan")
+    wide = np.sqrt(n_groups / (n_groups - 1)) * student_t.ppf(0.975, n_groups - 1)
+    low, high = np.percentile(found, 100 * norm.cdf([-wide, wide]))
     return float(low), float(high)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pathokd.evaluate.bootstrap import RESAMPLES, group_codes
+from pathokd.evaluate.bootstrap import RESAMPLES, group_codes, percentiles
 from pathokd.types import FloatArray
 
 Draws = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ class Measure(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """95 %; NaN where there is none."""
-        return (self.low, self.high) if self.draws is None else percentiles(self.draws)
+        return (self.low, self.high) if self.draws is None else percentiles(self.draws, self.n_groups)
 
 
 class Resampler:
@@ -82,12 +82,3 @@ class Resampler:
 def ratio(top: Draws, bottom: Draws) -> Draws:
     """Quotients, NaN where the divisor is 0."""
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-
-
-def percentiles(draws: Draws) -> tuple[float, float]:
-    """The 2.5th and 97.5th percentile of the draws that are numbers; NaN if there are none."""
-    found = draws[np.isfinite(draws)]
-    if not len(found):
-        return float("nan"), float("nan")
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from scipy.stats import t as student_t
 
+from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
 from pathokd.evaluate.resampling import Draws, Measure, Resampler, ratio
@@ -320,11 +321,10 @@ def _confounding(
         ],
         axis=0,
     )
-    # Percentiles of draws from this few are too narrow: stretched to the width of Student's (Hesterberg 2015, "What
-    # teachers should know about the bootstrap", expanded percentile interval).
+    low, high = percentiles(drawn, drop.n)
+    if high > low:  # stretched to the width of Student's, which no percentile of so few repetitions reaches
+        drawn = drop.apd + (drop.ci[1] - drop.ci[0]) / (high - low) * (drawn - drop.apd)
     student = float(student_t.ppf(0.975, max(1, len(found) * (settings.repetitions - 1))))
-    wider = student / 1.96 * np.sqrt(settings.repetitions / max(1, settings.repetitions - 1))
-    drawn = drop.apd + wider * (drawn - drop.apd)
     accuracy = np.stack([each.in_domain for each in found])
     spread = student * np.sqrt(accuracy.var(axis=2, ddof=1).sum(axis=0) / accuracy.shape[2]) / len(found)
     mean = accuracy.mean(axis=(0, 2))

@@ -10,10 +10,11 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import Features, ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
 from pathokd.evaluate.probes import Labels, balanced_accuracy, choose_c, fit_logistic
-from pathokd.evaluate.resampling import Draws, Measure, Resampler, percentiles, ratio
+from pathokd.evaluate.resampling import Draws, Measure, Resampler, ratio
 from pathokd.metrics.calibration import calibration_error
 from pathokd.types import FloatArray
 
@@ -193,9 +194,9 @@ def _cell(model: ModelFeatures, tiles: PairedSet, rows: Rows, name: str, seed: i
 def _row(cells: Sequence[_Cell], tiles: PairedSet, name: str, seed: int) -> dict[str, object]:
     """One training and one test scanner, all held stainings pooled."""
     truth, predicted, resampler = _pool(cells, tiles, seed)
-    low, high = percentiles(accuracy_draws(truth, predicted, resampler))
+    low, high = percentiles(accuracy_draws(truth, predicted, resampler), resampler.n_groups)
     ece, drawn = _ece(cells, resampler)
-    ece_low, ece_high = percentiles(drawn)
+    ece_low, ece_high = percentiles(drawn, resampler.n_groups)
     return {
         "condition": name,
         "train": cells[0].train,

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet
-from pathokd.evaluate.resampling import Draws, Measure, Resampler, percentiles
+from pathokd.evaluate.resampling import Draws, Measure, Resampler
 from pathokd.files import atomic_path, fingerprint, make_header, write_json
 from pathokd.metrics.aggregate import GROUPS, Compat, Group, in_group, leaderboard_number, summarise_pairs
 from pathokd.metrics.conditions import compare_conditions
@@ -107,7 +108,7 @@ def measure_retrieval(
                 value, drawn = float(statistic(chosen)), np.asarray(statistic(draws, axis=0), np.float64)
                 measures.append(Measure(label, group, value, n, resampler.n_groups, drawn, each))
     for pair in pairs:
-        rows += _pair_rows(pair, metrics)
+        rows += _pair_rows(pair, metrics, resampler.n_groups)
     try:
         number = leaderboard_number(summaries, k=10, compat=compat)
         drawn = _leaderboard_draws(stacked, members, metrics.index("top10"))
@@ -195,10 +196,10 @@ def _means(scores: PairScores) -> list[float]:
     return [scores.cosine, scores.separation, *scores.topk]
 
 
-def _pair_rows(pair: Pair, metrics: list[str]) -> list[dict[str, object]]:
+def _pair_rows(pair: Pair, metrics: list[str], n_groups: int) -> list[dict[str, object]]:
     s, rows = pair.scores, []
     for column, (metric, value) in enumerate(zip(metrics, _means(s), strict=True)):
-        low, high = percentiles(pair.draws[:, column])
+        low, high = percentiles(pair.draws[:, column], n_groups)
         both = (s.first_to_second[column - 2], s.second_to_first[column - 2]) if column > 1 else (value, value)
         rows.append(
             {

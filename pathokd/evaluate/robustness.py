@@ -18,10 +18,11 @@ import torch
 
 from pathokd._version import __version__
 from pathokd.errors import ManifestError, StoreError
+from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.projection import projections, strips
-from pathokd.evaluate.resampling import Measure, Resampler, percentiles
+from pathokd.evaluate.resampling import Measure, Resampler
 from pathokd.evaluate.robust_neighbours import MAX_TILES, measure_neighbours
 from pathokd.evaluate.robust_neighbours import Settings as NeighbourSettings
 from pathokd.evaluate.robust_probes import measure_probes
@@ -274,7 +275,7 @@ def _differences(measures: Mapping[str, Sequence[Measure]]) -> pd.DataFrame:
             r = base.get((m.name, m.group, m.k))
             if r is None or m.draws is None or r.draws is None or m.draws.shape != r.draws.shape:
                 continue
-            low, high = percentiles(m.draws - r.draws)
+            low, high = percentiles(m.draws - r.draws, m.n_groups)
             rows.append(
                 {**_row(m), "model": name, "reference": reference, "value": m.value - r.value, "low": low, "high": high}
             )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from pathokd.evaluate import Fidelity, ModelScores, RetrievalScore
-from pathokd.evaluate.bootstrap import Interval
+from pathokd.evaluate.bootstrap import FEW_GROUPS, Interval
 from pathokd.report.terminal import ModelTable
 
 Line = tuple[str, Callable[[ModelScores], str]]
@@ -107,9 +107,10 @@ def _caption(scores: Mapping[str, ModelScores]) -> str:
     if first is None:
         return ""
     probe = first.probe
+    few = ", which are too few for them" if probe.n_groups < FEW_GROUPS else ""
     text = (
         f"Balanced accuracy of {probe.n_classes} classes on {probe.n:,} held-out tiles of {probe.n_groups:,} "
-        f"groups, 95 % intervals by resampling groups; readout {first.readout}."
+        f"groups, 95 % intervals by resampling groups{few}; readout {first.readout}."
     )
     for name, pick in _CONDITIONS:
         found = pick(first)

@@ -16,9 +16,10 @@ from sklearn.model_selection import StratifiedKFold
 from pathokd.augment import PROFILES, measure_appearance, swap_stain
 from pathokd.data.batch import TileSource
 from pathokd.embed import Embedder
+from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.images import FOLDS, resize
 from pathokd.evaluate.probes import predict_linear, predict_nearest
-from pathokd.evaluate.resampling import Resampler, percentiles, ratio
+from pathokd.evaluate.resampling import Resampler, ratio
 from pathokd.metrics import compare_conditions, unit_rows
 from pathokd.models import Encoder, load_encoder
 from pathokd.pictures import read_image
@@ -173,7 +174,7 @@ def difference(students: list[Measured], reference: list[Measured]) -> tuple[flo
     member = (first.classes[:, None] == np.unique(first.classes)[None]).astype(np.float64)
     resampler = Resampler(first.groups)
     drawn = np.nanmean(ratio(resampler.sums(member * gain[:, None]), resampler.sums(member)), axis=1)
-    return value(first._replace(values=gain)), *percentiles(drawn)
+    return value(first._replace(values=gain)), *percentiles(drawn, resampler.n_groups)
 
 
 def save(path: Path, measures: dict[str, Measured]) -> None:

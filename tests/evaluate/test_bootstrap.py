@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
-from pathokd.evaluate.bootstrap import balanced_accuracy_interval, weighted_mean_interval
-from pathokd.evaluate.resampling import Resampler, percentiles
+from pathokd.evaluate.bootstrap import balanced_accuracy_interval, percentiles, weighted_mean_interval
+from pathokd.evaluate.resampling import Resampler
 
 
 def test_balanced_accuracy_equals_a_plain_loop() -> None:
@@ -19,7 +20,8 @@ def test_balanced_accuracy_equals_a_plain_loop() -> None:
         y, p = truth[rows], predicted[rows]
         scores.append(np.mean([(p[y == c] == c).mean() for c in np.unique(y)]))
     got = balanced_accuracy_interval(truth, predicted, groups, seed=5, resamples=200)
-    assert got == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])), abs=1e-12)
+    out = 100 * float(norm.sf(np.sqrt(8 / 7) * t.ppf(0.975, 7)))
+    assert got == pytest.approx(tuple(np.percentile(scores, [out, 100 - out])), abs=1e-12)
 
 
 def test_groups_widen_the_interval() -> None:
@@ -49,4 +51,27 @@ def test_one_group_gives_no_interval() -> None:
     truth, predicted, one = np.array(list("aabb")), np.array(list("abab")), np.zeros(4)
     assert np.isnan(balanced_accuracy_interval(truth, predicted, one, 0)).all()
     assert np.isnan(weighted_mean_interval(np.arange(4.0), np.ones(4), one, 0)).all()
-    assert np.isnan(percentiles(Resampler(one).means(np.arange(4.0)))).all()
+    assert np.isnan(percentiles(Resampler(one).means(np.arange(4.0)), 1)).all()
+
+
+@pytest.mark.parametrize(("n_groups", "at_least"), [(6, 0.91), (8, 0.92), (30, 0.93)])
+def test_intervals_of_few_groups_hold_what_they_should(n_groups: int, at_least: float) -> None:
+    """Plain percentiles of 6 groups held the mean 87 % of the time instead of 95 %."""
+    rng = np.random.default_rng(0)
+    held, plain = [], []
+    for trial in range(1000):
+        values = rng.normal(size=n_groups)
+        low, high = weighted_mean_interval(values, np.ones(n_groups), np.arange(n_groups), trial, 500)
+        held.append(low <= 0 <= high)
+        times = np.random.default_rng(trial).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=500)
+        low, high = np.percentile(times @ values / n_groups, [2.5, 97.5])
+        plain.append(low <= 0 <= high)
+    assert at_least < np.mean(held) < 0.97
+    assert np.mean(plain) < np.mean(held)
+
+
+def test_many_groups_have_the_plain_percentiles() -> None:
+    draws = np.random.default_rng(0).normal(size=1000)
+    assert percentiles(draws, 100_000) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=1e-3)
+    assert percentiles(np.append(draws, np.nan), 10) == percentiles(draws, 10)
+    assert percentiles(draws, 2) == (draws.min(), draws.max())

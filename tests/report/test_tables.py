@@ -52,6 +52,16 @@ def test_terminal_table(comparison: dict[str, ModelScores]) -> None:
     assert "3 pairs of 500 tiles each, chance 0.010" in " ".join(text.split())
 
 
+def test_intervals_of_too_few_groups_say_so(comparison: dict[str, ModelScores]) -> None:
+    for n_groups, told in ((99, False), (4, True)):
+        some = {
+            name: model._replace(probe=model.probe._replace(n_groups=n_groups)) for name, model in comparison.items()
+        }
+        out = io.StringIO()
+        Console(file=out, width=140).print(comparison_table(some))
+        assert ("resampling groups, which are too few for them;" in " ".join(out.getvalue().split())) is told
+
+
 def test_models_for_which_a_terminal_is_too_narrow_follow_below() -> None:
     """Thirteen models in 80 columns were a table of "0.…"."""
     many = {f"model_{i}": scores(f"model_{i}", 0.6 + i / 100) for i in range(13)}
