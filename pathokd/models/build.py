@@ -81,6 +81,8 @@ def build_timm(
         hint = f"did you mean {' or '.join(near)}?" if near else "choose one of timm.list_models('*vit*')."
         raise ValueError(f"timm {timm.__version__} has no model {architecture!r}: {hint}")
     kwargs = {**resolve_model_args(model_args), "num_classes": 0, "global_pool": "token"}
+    if kwargs.get("in_chans", 3) != 3:
+        raise ValueError(f"tiles are RGB: in_chans must be 3, got {kwargs['in_chans']}; leave it out.")
     if image_px is not None:
         kwargs["img_size"] = image_px
     try:

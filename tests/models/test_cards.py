@@ -88,6 +88,8 @@ def test_unknown_architecture_and_arguments_are_refused() -> None:
         build_timm("vit_tiny_patch16_224", {"mlp_layer": "Swiglu"})
     with pytest.raises(ValueError, match="act_layer must be"):
         build_timm("vit_tiny_patch16_224", {"act_layer": "nothing"})
+    with pytest.raises(ValueError, match="in_chans must be 3, got 1; leave it out"):
+        build_timm("vit_tiny_patch16_224", {"in_chans": 1}, device="meta")
     with pytest.raises(ValueError, match="cannot build resnet18"):
         build_timm("resnet18", {}, device="meta")
     assert is_dynamic(build_timm("vit_tiny_patch16_224", {"dynamic_img_size": True}, device="meta"))
