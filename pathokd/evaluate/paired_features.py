@@ -88,7 +88,7 @@ def model_features(
         "weights_sha256": embedder.weights_sha256,
         "readout": embedder.facts.readout,
         "precision": embedder.precision,
-        **embedder.facts.origin,
+        **embedder.facts.preprocessing,
         "tiles": tiles.fingerprint,
     }
     header = make_header("paired-features/1", settings)

@@ -1,5 +1,6 @@
 """Every layout that pairs and features come in, aligned by name whatever the order; every bad input, one sentence."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,19 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
     assert second.identity == first.identity
     with pytest.raises(StoreError, match=r"was made with .*pass --overwrite"):
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
+
+
+def test_kept_features_are_not_those_of_another_normalisation(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """A student exported again with a corrected mean has the weights of before, and got the features of before."""
+    tiles, student = open_pairs(packed.folder), encoders["student"]
+    first = model_features("m", Embedder(student), tiles, tmp_path / "cache")
+    card = dataclasses.replace(student.card, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(StoreError, match=r"was made with mean = .* pass --overwrite"):
+        model_features("m", Embedder(Encoder(student.model, card)), tiles, tmp_path / "cache")
+    other = model_features("m", Embedder(Encoder(student.model, card)), tiles, tmp_path / "other")
+    assert other.identity != first.identity
 
 
 def test_overwriting_that_was_cut_off_leaves_nothing_of_the_old_model(
