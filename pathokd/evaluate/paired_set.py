@@ -68,10 +68,10 @@ class PairedSet:
     def fingerprint(self) -> str:
         """Identifies tiles and conditions; features made for one set are reused only for the same.
 
-        `size` and `bytes` are those of files: a key alone does not tell that tiles were packed or exported anew, nor
-        that a place of a slide was moved.
+        `size` is that of a packed tile and `file_mark` of what is in a file: a key alone does not tell that tiles were
+        packed or exported anew, slides scanned anew, or a place of a slide moved.
         """
-        named = ("key", "pair_id", "condition", "x", "y", "mpp", "mpp_level0", "tile_px", "size", "bytes")
+        named = ("key", "pair_id", "condition", "x", "y", "mpp", "mpp_level0", "tile_px", "size", "file_mark")
         wanted = [name for name in named if name in self.frame]
         return fingerprint([self.frame[name].tolist() for name in wanted])
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
 from pathokd.data.packed import PackedTiles
@@ -24,6 +25,7 @@ from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.robustness import read_index
 from pathokd.files import make_header
 from pathokd.models import Encoder
+from pathokd.slides.manifest import TileManifest
 from pathokd.types import Rgb
 
 SLIDES = ("GMH_S60_to_GMH_S60.tif", "GMH_AT2_to_GMH_S60.tif", "HR_S60_to_GMH_S60.tif")
@@ -269,6 +271,39 @@ def test_kept_features_are_not_those_of_other_pictures(
         model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
     again = packed.index.assign(size=packed.index["size"] + 1)
     assert _tiles(again, packed.read, "here").fingerprint != open_pairs(packed.folder).fingerprint
+
+
+def test_kept_features_are_not_those_of_pictures_of_the_same_size(tmp_path: Path) -> None:
+    """Pictures that are not compressed all have one size, and were taken for those of before."""
+    for scanner in "AB":
+        (tmp_path / scanner).mkdir()
+        for place in "pq":
+            tifffile.imwrite(tmp_path / scanner / f"{place}.tif", np.full((8, 8, 3), 9, np.uint8))
+    rows = [f"{place},{scanner},{scanner}/{place}.tif" for scanner in "AB" for place in "pq"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["pair_id,scanner,path", *rows]))
+    before = [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")]
+    assert [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")] == before
+    tifffile.imwrite(tmp_path / "B" / "p.tif", np.full((8, 8, 3), 8, np.uint8))
+    after = [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")]
+    assert not set(after) & set(before)
+
+
+def test_kept_features_are_not_those_of_other_slides(
+    slides: TileManifest, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """Slides scanned anew under their names, and the same tiles in other colours, got the features of before."""
+    embedder, cache, where = Embedder(encoders["student"]), tmp_path / "cache", tmp_path / "manifest.parquet"
+    slides.write(where)
+    model_features("m", embedder, open_pairs(tmp_path), cache)
+    TileManifest(slides.frame, dataclasses.replace(slides.spec, icc=True)).write(where)
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path), cache)
+    slides.write(where)
+    model_features("m", embedder, open_pairs(tmp_path), cache)
+    scan = Path(slides.frame["path"].iloc[0])
+    tifffile.imwrite(scan, np.zeros((512, 512, 3), np.uint8), tile=(64, 64), photometric="rgb")
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path), cache)
 
 
 def test_pathorob_columns_and_features(tmp_path: Path) -> None:
