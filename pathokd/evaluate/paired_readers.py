@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathokd.data.packed import INDEX_NAME, PackedTiles, decode
-from pathokd.data.places import place_ids
+from pathokd.data.places import check_one_slide, place_ids
 from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import PairedSet, Read, prepare, proper_names
@@ -71,9 +71,10 @@ def _tiles(index: pd.DataFrame, read: Read, source: str, drop_unpaired: bool = F
     """Tiles of registered slides: one case, one place in microns, whatever the pixel size."""
     if "case" not in index or not ({"stain", "scanner"} & set(index)):
         return prepare(index, source, read, drop_unpaired=drop_unpaired)
+    names = [name for name in ("stain", "scanner") if name in index]
+    check_one_slide(index, "case", tuple(names))
     frame = index.assign(pair_id=place_ids(index))
     # Of tiles of one condition at one place the first stays.
-    names = [name for name in ("stain", "scanner") if name in frame]
     first = np.flatnonzero(~frame.duplicated(["pair_id", *names]).to_numpy())
     rows = first.tolist()
     found = prepare(frame.iloc[first], source, lambda row: read(rows[row]), drop_unpaired=True)
