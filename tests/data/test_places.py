@@ -32,9 +32,7 @@ def test_two_blocks_of_a_patient_are_not_one_tissue() -> None:
     blocks = [("a", scanner, 0.5, 112.0 * n, 0) for scanner in ("S50", "S45") for n in (0, 1, 1, 2)]
     table = frame(blocks).assign(slide_id=["A1", "A1", "B1", "B1", "A2", "A2", "B2", "B2"])
     for read in (registered_tiles, lambda t: registered_pairs(t, "scanner", "stain"), lambda t: _tiles(t, len, "here")):
-        with pytest.raises(
-            ManifestError, match=r"case a has several slides under .*, such as A1 and B1, but slides"
-        ):
+        with pytest.raises(ManifestError, match=r"case a has several slides under .*, such as A1 and B1, but slides"):
             read(table)
         read(table.assign(case=table["slide_id"].str[0]))  # one case a block
         read(table.assign(slide_id=table["slide_id"].str[0]))  # simulated: the same slide under both

@@ -94,6 +94,19 @@ def test_a_finished_slide_is_skipped_and_a_truncated_one_redone(
     assert embed_slides(encoder, manifest, out, overwrite=True)["status"].tolist() == ["ok", "ok"]
 
 
+def test_a_slide_that_fails_leaves_no_features_of_an_earlier_model(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    """Overwritten with another model, a slide that cannot be read any more kept the old model's file among the new."""
+    spoilt = make_slide("b", seed=2)
+    manifest, out = make_manifest([make_slide("a", seed=1), spoilt]), tmp_path / "out"
+    embed_slides(encoder, manifest, out)
+    spoilt.write_bytes(spoilt.read_bytes()[:200])
+    found = embed_slides(encoder, manifest, out, readout="mean", overwrite=True)
+    assert found["status"].tolist() == ["ok", "failed"]
+    assert [path.name for path in out.glob("*.h5")] == ["a.h5"]
+
+
 def test_other_settings_or_weights_are_refused_before_any_work(
     encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
 ) -> None:
