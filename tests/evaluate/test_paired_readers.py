@@ -444,6 +444,23 @@ def test_bad_features(spoil: Any, sentence: str, tmp_path: Path, encoders: dict[
         model_features("m", Embedder(encoders["student"]), tiles, tmp_path / "cache")
 
 
+def test_one_place_of_a_slide_under_two_conditions_is_not_told_by_a_store(tmp_path: Path) -> None:
+    """Simulated conditions keep their slide's name: each got the slide's own features, and cosines were 1."""
+    write_embeddings(
+        tmp_path / "s.h5",
+        np.random.default_rng(0).standard_normal((2, 3)),
+        np.array([[0, 0], [9, 0]]),
+        flag=np.full(2, "", object),
+        tissue_fraction=np.ones(2),
+        header=make_header("embeddings/1", {}),
+        coords_attrs={},
+        features_attrs={},
+    )
+    frame = pd.DataFrame({**GOOD, "pair_id": list("pqpq"), "slide_id": "s", "x": [0, 9, 0, 9], "y": 0})
+    with pytest.raises(StoreError, match="shows s at x = 0, y = 0 more than once"):
+        stored_features("m", tmp_path, prepare(frame.assign(scanner=list("AABB")), "simulated"))
+
+
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
