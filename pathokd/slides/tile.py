@@ -58,8 +58,8 @@ def tile_slides(
     it.
 
     Pixels are not read here, only overviews. Writes OUT/tiles/ID.parquet, OUT/geojson/ID.geojson and
-    OUT/overlays/ID.jpg per slide, and OUT/manifest.parquet and OUT/summary.csv over all. A slide that fails
-    is one row with its sentence; the others go on. Slides done by an earlier run with the same settings are
+    OUT/overlays/ID.jpg per slide, and OUT/manifest.parquet and OUT/summary.csv over all of `sources`. A slide that
+    fails is one row with its sentence; the others go on. Slides done by an earlier run with the same settings are
     skipped, failed and half-written ones redone.
 
     Args:
@@ -97,6 +97,8 @@ def tile_slides(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        for sentence in _left_out(sources, out):
+            bars.say(sentence)
     summary = pd.DataFrame([asdict(outcomes[s.slide_id]) for s in sources])
     frames = [_read_tiles(out, o.slide_id) for o in outcomes.values() if o.status != "failed"]
     TileManifest(_merge(frames, sources), spec).write(out / "manifest.parquet")
@@ -242,6 +244,16 @@ def _remarks(n_grid: int, n_kept: int, overview: Overview, mask: Mask) -> Iterat
         yield "No tissue was found; look at the overlay."
     elif n_kept == 0:
         yield f"None of {n_grid} tiles holds enough tissue; look at the overlay or lower --min-tissue."
+
+
+def _left_out(sources: list[SlideSource], out: Path) -> Iterator[str]:
+    """Says of slides that earlier runs, or others meanwhile, tiled into OUT that the manifest is without them."""
+    others = {path.stem for path in (out / "tiles").glob("*.parquet")} - {source.slide_id for source in sources}
+    if others:
+        yield (
+            f"{out}/manifest.parquet holds the slides of this run; {len(others)} tiled there before are not in it "
+            f"({min(others)} is one): name all slides in one run to have them together, those done are skipped."
+        )
 
 
 def _tile_or_reuse(source: SlideSource, spec: TileSpec, out: Path, done: bool) -> Outcome:
