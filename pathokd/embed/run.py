@@ -213,6 +213,8 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
         return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, again if lost else "")
     reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
+        if job.replaced:  # its tissue may lie elsewhere, and its pixels have another size
+            raise SlideError(f"{slide_path} is not the slide that was tiled under this name: tile it again.")
         with _open(job.tiles, job.spec) as slide:
             features, flag = embed_tiles(
                 embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import atomic_path, check_header, check_summary, sha256_file, write_json
+from pathokd.files import atomic_path, check_header, check_summary, file_mark, sha256_file, write_json
 from pathokd.progress import Bars
 from pathokd.slides.contours import mask_geojson
 from pathokd.slides.grid import tile_grid
 from pathokd.slides.labels import label_map_files, read_label_map, tile_labels
-from pathokd.slides.manifest import TileManifest, TileSpec, empty_frame, read_header, typed
+from pathokd.slides.manifest import MARKS, TileManifest, TileSpec, empty_frame, read_header, typed
 from pathokd.slides.overlay import draw_overlay, jpeg_bytes
 from pathokd.slides.overview import Overview
 from pathokd.slides.slide import Slide
@@ -101,7 +101,9 @@ def tile_slides(
             bars.say(sentence)
     summary = pd.DataFrame([asdict(outcomes[s.slide_id]) for s in sources])
     frames = [_read_tiles(out, o.slide_id) for o in outcomes.values() if o.status != "failed"]
-    TileManifest(_merge(frames, sources), spec).write(out / "manifest.parquet")
+    merged = _merge(frames, sources)
+    marks = {s.slide_id: file_mark(s.path) for s in sources if outcomes[s.slide_id].status != "failed"}
+    TileManifest(merged, spec, facts={MARKS: marks}).write(out / "manifest.parquet")
     with atomic_path(out / "summary.csv") as part:
         summary.to_csv(part, index=False)
     return summary

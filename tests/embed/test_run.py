@@ -14,8 +14,10 @@ from PIL import ImageCms
 from pathokd.embed import Embedder, embed_packed, embed_slides, read_embeddings
 from pathokd.errors import ManifestError, StoreError
 from pathokd.models import Encoder
-from pathokd.slides.manifest import TileManifest
+from pathokd.slides.manifest import TileManifest, TileSpec
 from pathokd.slides.slide import Slide
+from pathokd.slides.sources import find_slides
+from pathokd.slides.tile import tile_slides
 
 MakeSlide = Callable[..., Path]
 MakeManifest = Callable[[list[Path]], TileManifest]
@@ -105,6 +107,22 @@ def test_a_slide_that_fails_leaves_no_features_of_an_earlier_model(
     found = embed_slides(encoder, manifest, out, readout="mean", overwrite=True)
     assert found["status"].tolist() == ["ok", "failed"]
     assert [path.name for path in out.glob("*.h5")] == ["a.h5"]
+
+
+def test_a_slide_that_is_not_the_one_that_was_tiled_fails(
+    encoder: Encoder, make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    """Scanned anew at 0.25 um/px under its name, it was read as if it still had 0.5: tiles of half the side."""
+    path, spec = make_slide("a", seed=1), TileSpec(0.5, 56, min_tissue=0.0)
+    tile_slides(find_slides(path), spec, tmp_path / "tiles")
+    assert embed_slides(encoder, tmp_path / "tiles", tmp_path / "out")["status"].tolist() == ["ok"]
+    pixels = tifffile.imread(path).repeat(2, 0).repeat(2, 1)
+    finer = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", **finer)
+    found = embed_slides(encoder, tmp_path / "tiles", tmp_path / "new")
+    assert found["status"].tolist() == ["failed"]
+    assert "is not the slide that was tiled under this name: tile it again" in found["message"][0]
+    assert not list((tmp_path / "new").glob("*.h5"))
 
 
 def test_other_settings_or_weights_are_refused_before_any_work(
