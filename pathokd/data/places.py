@@ -60,9 +60,11 @@ def registered_tiles(frame: pd.DataFrame, spec: RegisteredSpec = RegisteredSpec(
         spec: The columns.
 
     Raises:
-        ManifestError: A column is missing, no place is seen under two conditions, or none under the reference.
+        ManifestError: A column is missing, a case has two slides under one condition, no place is seen under two
+            conditions, or none under the reference.
     """
     require_columns(frame, (spec.case, *spec.conditions, "x", "y", "mpp", "mpp_level0", "tile_px"))
+    check_one_slide(frame, spec.case, spec.conditions)
     place, near = _near_each_other(frame, spec.case)
     names = frame[list(spec.conditions)].astype(str).agg("/".join, axis=1)
     condition = np.unique(np.asarray(names, str), return_inverse=True)[1]
@@ -121,6 +123,30 @@ def require_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
         raise ManifestError(
             f"The tiles lack these columns: {', '.join(missing)}; add them to the slide list and tile again "
             f"(there are {', '.join(map(str, frame))})."
+        )
+
+
+def check_one_slide(frame: pd.DataFrame, case_column: str, conditions: tuple[str, ...]) -> None:
+    """Raise ManifestError for a case that has two slides under one condition, such as two blocks of a patient.
+
+    By their microns, tiles of one block would be taken for those of the other. Slides that are themselves seen under
+    several conditions, as simulated ones, keep their order, and so their tiles find each other.
+    """
+    if "slide_id" not in frame:
+        return
+    # A slide in another stain is no second block, also where stains are no condition.
+    where = list(dict.fromkeys([*conditions, *(name for name in ("stain", "scanner") if name in frame)]))
+    slides = frame[["slide_id", *where]].astype(object).fillna("").astype(str)
+    slides = slides.assign(**{case_column: case_names(frame, case_column)}).drop_duplicates()
+    slides = slides[slides.groupby("slide_id")["slide_id"].transform("size") == 1]
+    crowded = slides[slides.duplicated([case_column, *where], keep=False)]
+    if len(crowded):
+        (case, *condition), ids = next(iter(crowded.groupby([case_column, *where], sort=False)["slide_id"]))
+        first, second, *_ = ids
+        raise ManifestError(
+            f"{case_column} {case} has several slides under {'/'.join(condition)}, such as {first} and {second}, but "
+            f"slides of one {case_column} are taken for the same tissue at the same microns: give each piece of tissue "
+            f"a {case_column} of its own, or leave slides out."
         )
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -172,7 +172,9 @@ def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
 
 def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
     named = {"stain": condition.stain, "scanner": condition.scanner and condition.scanner_name}
-    kept = {name: base[name] if name in base and value is None else value or ORIGINAL for name, value in named.items()}
+    kept: dict[str, Any] = {name: value or ORIGINAL for name, value in named.items()}
+    as_found = [name for name, value in named.items() if name in base and value is None]
+    kept |= {name: base[name].fillna("").replace("", ORIGINAL) for name in as_found}
     keys = base["key"] if condition == Condition() else base["key"] + f"-{condition.name}"
     case = base["case"] if "case" in base else base["slide_id"]
     return base.assign(key=keys, **kept, case=case)

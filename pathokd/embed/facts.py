@@ -34,6 +34,13 @@ class ModelFacts(NamedTuple):
             return {}
         return {"encoder_class": self.card.encoder_class, "transform": self.card.transform}
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to pictures before the weights see them; other numbers here make other features."""
+        if isinstance(self.card, ModelCard):
+            return {"image_px": self.card.image_px, "mean": list(self.card.mean), "std": list(self.card.std)}
+        return dict(self.origin)
+
 
 def embedding_header(
     model: ModelFacts, slide_id: str, tiles: pd.DataFrame, spec: TileSpec, dtype: StoredDtype
@@ -43,16 +50,13 @@ def embedding_header(
     Which slide it is stands in a part of its own, `slide`: its path may change, what is in it may not.
     """
     card = model.card
-    preprocessing: dict[str, Any] = model.origin
-    if isinstance(card, ModelCard):
-        preprocessing = {"image_px": card.image_px, "mean": list(card.mean), "std": list(card.std)}
     header = make_header(
         SCHEMA,
         {
             "slide_id": slide_id,
             "encoder": card.name,
             "weights_sha256": model.weights_sha256,
-            **preprocessing,
+            **model.preprocessing,
             "readout": model.readout,
             "precision": model.precision,
             "dtype": dtype,

@@ -13,7 +13,7 @@ from pathokd.embed.facts import check_slide, embedding_header
 from pathokd.embed.store import StoredDtype, is_foreign, read_header
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import Header, check_header
-from pathokd.slides.manifest import TileManifest, TileSpec
+from pathokd.slides.manifest import MARKS, TileManifest, TileSpec
 from pathokd.slides.sources import check_slide_id
 
 LEFTOVER_S = 3600.0
@@ -29,6 +29,8 @@ class Job(NamedTuple):
     spec: TileSpec
     header: Header
     done: bool
+    replaced: bool = False
+    """The slide is not the one that was tiled."""
 
 
 def plan(
@@ -59,7 +61,7 @@ def plan(
         check_slide_id(str(slide_id))
     _check_rows(table)
     return [
-        _job(embedder, tiles, table.spec, out, dtype, overwrite)
+        _job(embedder, tiles, table, out, dtype, overwrite)
         for tiles in itertools.islice(_by_slide(table.frame), number, None, shards)
     ]
 
@@ -102,12 +104,14 @@ def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def _job(
-    embedder: Embedder, tiles: pd.DataFrame, spec: TileSpec, out: Path, dtype: StoredDtype, overwrite: bool
+    embedder: Embedder, tiles: pd.DataFrame, table: TileManifest, out: Path, dtype: StoredDtype, overwrite: bool
 ) -> Job:
     slide_id = str(tiles["slide_id"].iloc[0])
-    header = embedding_header(embedder.facts, slide_id, tiles, spec, dtype)
+    header = embedding_header(embedder.facts, slide_id, tiles, table.spec, dtype)
+    tiled, found = table.facts.get(MARKS, {}).get(slide_id), header["slide"]["mark"]
     path = (out / f"{slide_id}.h5").absolute()  # another process may have another working folder
-    return Job(slide_id, path, tiles, spec, header, _is_done(path, header, overwrite))
+    replaced = None not in (tiled, found) and tiled != found
+    return Job(slide_id, path, tiles, table.spec, header, _is_done(path, header, overwrite), replaced)
 
 
 def _is_done(path: Path, header: Header, overwrite: bool) -> bool:

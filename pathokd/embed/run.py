@@ -93,7 +93,7 @@ def embed_slides(
         dtype: Stored precision.
         device: `auto` or a torch device.
         compile: Compile the model; see `Embedder`.
-        overwrite: Redo slides whose file exists, whatever made it.
+        overwrite: Redo slides whose file exists, whatever made it; of a slide that then fails, no file is left.
         shard: (i, n) embeds every n-th slide from the i-th on (from 0), for n processes that share `out_dir`; each
             writes a summary of its own, `summary-i-of-n.csv`.
         engine: `local` is this process. `ray` is the Ray cluster that RAY_ADDRESS names, or one of its own on this
@@ -193,7 +193,14 @@ def _read_manifest(path: Path) -> TileManifest:
 
 def _lost(job: Job, message: str) -> Outcome:
     """The failed row of a slide that the engine gave up."""
+    _remove_earlier(job)
     return Outcome(job.slide_id, str(job.tiles["path"].iloc[0]), "failed", len(job.tiles), 0, 0.0, message)
+
+
+def _remove_earlier(job: Job) -> None:
+    """Take away the file that a failed slide should have replaced: among the others it would pass for one of them."""
+    with contextlib.suppress(OSError):
+        job.path.unlink()
 
 
 def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype: StoredDtype) -> Outcome:
@@ -206,6 +213,8 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
         return Outcome(job.slide_id, slide_path, "skipped", n, flagged, 0.0, again if lost else "")
     reading, spent = Reading(embedder.batch_size, workers), Spent()
     try:
+        if job.replaced:  # its tissue may lie elsewhere, and its pixels have another size
+            raise SlideError(f"{slide_path} is not the slide that was tiled under this name: tile it again.")
         with _open(job.tiles, job.spec) as slide:
             features, flag = embed_tiles(
                 embedder.stream, embedder.dim, slide, job.tiles, job.spec, reading, bars, spent
@@ -226,6 +235,7 @@ def _one_slide(embedder: Embedder, job: Job, bars: Bars, *, workers: int, dtype:
     except PathokdError as error:
         if isinstance(error, StoreError) and isinstance(error.__cause__, OSError):
             raise  # the output folder is full or read-only: every further slide would be embedded for nothing
+        _remove_earlier(job)
         return Outcome(job.slide_id, slide_path, "failed", n, 0, time.monotonic() - started, str(error))
     flagged = int((flag != "").sum())
     message = f"{flagged} of {n} tiles are flagged and have no features." if flagged else ""

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +28,7 @@ class AppendedArrays(contextlib.ExitStack):
         done: rows that are committed.
 
     Raises:
-        StoreError: committed rows are not there.
+        StoreError: committed rows are not there, or another process is writing.
     """
 
     def __init__(self, folder: Path, arrays: dict[str, StoredArray], n: int, done: int) -> None:
@@ -41,14 +43,17 @@ class AppendedArrays(contextlib.ExitStack):
                     f"{path} holds {size} bytes, {done} tiles are committed and take {end}: something cut it off; "
                     "compute the targets again, with --overwrite."
                 )
-        self._files = {}
-        for name, end in ends.items():
-            path = folder / f"{name}.npy"
-            path.touch()
-            self._files[name] = file = self.enter_context(path.open("r+b", buffering=0))
-            file.write(heads[name])
-            file.truncate(end)
-            file.seek(0, os.SEEK_END)
+        self._files: dict[str, IO[bytes]] = {}
+        with contextlib.ExitStack() as opened:
+            for name, end in ends.items():
+                path = folder / f"{name}.npy"
+                path.touch()
+                self._files[name] = file = opened.enter_context(path.open("r+b", buffering=0))
+                _lock(file, folder)
+                file.write(heads[name])
+                file.truncate(end)
+                file.seek(0, os.SEEK_END)
+            self.push(opened.pop_all())
 
     def append(self, name: str, rows: Tensor) -> None:
         """Rows of one array."""
@@ -62,6 +67,23 @@ class AppendedArrays(contextlib.ExitStack):
         for name, file in self._files.items():
             with _full_disk_named(name):
                 os.fsync(file.fileno())
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    """Keep other processes from cutting off what this one has written and not committed; ends with the process."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StoreError(
+            f"Another process is computing the targets in {folder.parent}: wait until it is done, or name another "
+            "folder."
+        ) from error
+    except OSError:
+        pass  # a file system without locks
 
 
 def _head(array: StoredArray, n: int) -> bytes:

@@ -88,7 +88,7 @@ def model_features(
         "weights_sha256": embedder.weights_sha256,
         "readout": embedder.facts.readout,
         "precision": embedder.precision,
-        **embedder.facts.origin,
+        **embedder.facts.preprocessing,
         "tiles": tiles.fingerprint,
     }
     header = make_header("paired-features/1", settings)
@@ -165,7 +165,8 @@ def stored_features(name: str, path: str | Path, tiles: PairedSet) -> ModelFeatu
         Features, read slide by slide as they are needed.
 
     Raises:
-        StoreError: No such store, a slide or tile that the store lacks, or features that are zero or not finite.
+        StoreError: No such store, a slide or tile that the store lacks or cannot tell from another, or features that
+            are zero or not finite.
     """
     path = Path(path)
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path] if path.suffix == ".npz" else []
@@ -177,6 +178,14 @@ def stored_features(name: str, path: str | Path, tiles: PairedSet) -> ModelFeatu
     if not {"slide_id", "x", "y"} <= set(tiles.frame):
         raise StoreError(
             f"{path} names tiles by slide, x and y, but {tiles.source} lacks these columns (slide_id, x, y): add them."
+        )
+    again = tiles.frame.duplicated(["slide_id", "x", "y"])
+    if again.any():  # simulated conditions keep their slide's name, and would all get its own features
+        row = tiles.frame[again].iloc[0]
+        raise StoreError(
+            f"{path} names tiles by slide, x and y, and {tiles.source} shows {row['slide_id']} at x = {row['x']}, "
+            f"y = {row['y']} more than once, say under simulated conditions: store features as .npz with key and "
+            "features, or pass the model instead."
         )
     slides, coords = tiles.column("slide_id"), tiles.frame[["x", "y"]].to_numpy(np.int64)
     missing = sorted({str(slide) for slide in np.unique(slides) if not slide_file(str(slide)).is_file()})

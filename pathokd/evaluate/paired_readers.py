@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pathokd.data.packed import INDEX_NAME, PackedTiles, decode
-from pathokd.data.places import place_ids
+from pathokd.data.places import check_one_slide, place_ids
 from pathokd.data.wsi import MANIFEST_NAME, WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.evaluate.paired_set import PairedSet, Read, prepare, proper_names
-from pathokd.files import BROKEN_ARRAY
+from pathokd.files import BROKEN_ARRAY, file_mark
 from pathokd.metrics.aggregate import plism_condition
 from pathokd.pictures import read_image
 from pathokd.slides.manifest import BROKEN_TABLE, HEADER_KEY, TileManifest, TileSpec, typed
@@ -56,7 +56,8 @@ def open_pairs(path: str | Path, *, drop_unpaired: bool = False) -> PairedSet:
         return _tiles(tiles.index, tiles.read, str(path), drop_unpaired)
     if (path / MANIFEST_NAME).is_file():
         slides = WsiTiles(read_manifest(path))
-        return _tiles(slides.index, slides.read, str(path), drop_unpaired)
+        colours = " icc" if slides.spec.icc else ""
+        return _tiles(_marked(slides.index, Path(), colours), slides.read, str(path), drop_unpaired)
     if any(path.glob(PLISM_H5)):
         return _plism_h5(path, drop_unpaired)
     if any(path.glob(PLISM_FEATURES)):
@@ -70,9 +71,10 @@ def _tiles(index: pd.DataFrame, read: Read, source: str, drop_unpaired: bool = F
     """Tiles of registered slides: one case, one place in microns, whatever the pixel size."""
     if "case" not in index or not ({"stain", "scanner"} & set(index)):
         return prepare(index, source, read, drop_unpaired=drop_unpaired)
+    names = [name for name in ("stain", "scanner") if name in index]
+    check_one_slide(index, "case", tuple(names))
     frame = index.assign(pair_id=place_ids(index))
     # Of tiles of one condition at one place the first stays.
-    names = [name for name in ("stain", "scanner") if name in frame]
     first = np.flatnonzero(~frame.duplicated(["pair_id", *names]).to_numpy())
     rows = first.tolist()
     found = prepare(frame.iloc[first], source, lambda row: read(rows[row]), drop_unpaired=True)
@@ -85,12 +87,13 @@ def _tiles(index: pd.DataFrame, read: Read, source: str, drop_unpaired: bool = F
     return found
 
 
-def _bytes(path: Path) -> int:
-    """Size of a file; -1 where there is none, which is said when it is read."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+def _marked(frame: pd.DataFrame, folder: Path, colours: str = "") -> pd.DataFrame:
+    """The table with what tells each row's file from another of its name (see `file_mark`); a missing one has none.
+
+    Not by its size: pictures that are not compressed have one size, whatever they show.
+    """
+    marks = {path: f"{file_mark(folder / path)}{colours}" for path in frame["path"].unique()}
+    return frame.assign(file_mark=frame["path"].map(marks))
 
 
 def _schema(path: Path) -> pa.Schema:
@@ -143,7 +146,7 @@ def _table(path: Path, drop_unpaired: bool) -> PairedSet:
                 f"{path} should name a file in the column path of each row, got {frame['path'][bad].iloc[0]!r} in row "
                 f"{int(np.flatnonzero(bad)[0]) + 1}: fill it in, or remove the row."
             )
-        frame["bytes"] = frame["path"].map({name: _bytes(path.parent / name) for name in frame["path"].unique()})
+        frame = _marked(frame, path.parent)
     return prepare(frame, str(path), _manifest_reader(frame, path.parent), drop_unpaired=drop_unpaired)
 
 
@@ -353,7 +356,7 @@ def _parquet_reader(files: list[Path], place: list[tuple[int, int]]) -> Read:
 def _folders(folder: Path) -> PairedSet:
     """One folder per scanner, or per staining and scanner (`HE_AT2`); equal names are one place."""
     rows = [
-        {"pair_id": picture.stem, "path": str(picture), "bytes": _bytes(picture), **_named(scanner.name)}
+        {"pair_id": picture.stem, "path": str(picture), **_named(scanner.name)}
         for scanner in sorted(folder.iterdir())
         if scanner.is_dir()
         for picture in sorted(scanner.iterdir())
@@ -364,7 +367,7 @@ def _folders(folder: Path) -> PairedSet:
             f"{folder} holds nothing to pair: expected index.parquet (`pathokd pack`), manifest.parquet (`pathokd "
             "tile`), PLISM's .tif.h5, .parquet or features.npy files, or one folder of pictures per scanner."
         )
-    frame = pd.DataFrame(rows)
+    frame = _marked(pd.DataFrame(rows), Path())
     reader: Callable[[int], Rgb] = lambda row: _picture(Path(frame["path"].iloc[row]))  # noqa: E731
     return prepare(frame, str(folder), reader, drop_unpaired=True)
 

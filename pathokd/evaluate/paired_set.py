@@ -68,10 +68,10 @@ class PairedSet:
     def fingerprint(self) -> str:
         """Identifies tiles and conditions; features made for one set are reused only for the same.
 
-        `size` and `bytes` are those of files: a key alone does not tell that tiles were packed or exported anew, nor
-        that a place of a slide was moved.
+        `size` is that of a packed tile and `file_mark` of what is in a file: a key alone does not tell that tiles were
+        packed or exported anew, slides scanned anew, or a place of a slide moved.
         """
-        named = ("key", "pair_id", "condition", "x", "y", "mpp", "mpp_level0", "tile_px", "size", "bytes")
+        named = ("key", "pair_id", "condition", "x", "y", "mpp", "mpp_level0", "tile_px", "size", "file_mark")
         wanted = [name for name in named if name in self.frame]
         return fingerprint([self.frame[name].tolist() for name in wanted])
 
@@ -230,6 +230,7 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
     for name in ("stain", "scanner"):
         if name not in frame:
             frame[name] = "same"
+        check_named(frame, name, source)
     frame["condition"] = frame["stain"] + "_" + frame["scanner"]
     if (frame["pair_id"] == "").any():
         raise ManifestError(f"{source}: {(frame['pair_id'] == '').sum()} rows have no pair_id; name the place of each.")
@@ -269,6 +270,16 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
         partial = f"{len(found.places)} of {total} places are seen under all {len(names)} conditions; pairs use these."
         found = PairedSet(frame, source, read, (*notes, partial))
     return found
+
+
+def check_named(frame: pd.DataFrame, name: str, source: str) -> None:
+    """Raise ManifestError where some rows have a condition and others none: who knows which of the others it is."""
+    blank = frame[name].astype(object).fillna("").astype(str).str.strip() == ""
+    if blank.any() and not blank.all():
+        raise ManifestError(
+            f"{source}: {blank.sum()} of {len(frame)} rows have no {name}, which may be one of those that the others "
+            f"have ({frame[name][~blank].iloc[0]} is one): fill it in, or leave these rows out."
+        )
 
 
 def _only(frame: pd.DataFrame, read: Read | None, kept: npt.NDArray[np.intp]) -> tuple[pd.DataFrame, Read | None]:

@@ -11,7 +11,16 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from pathokd.data.places import TOLERANCE, case_names, centre_um, place_ids, require_columns, tile_um
+from pathokd.data.places import (
+    TOLERANCE,
+    case_names,
+    centre_um,
+    check_one_slide,
+    place_ids,
+    require_columns,
+    tile_um,
+)
+from pathokd.evaluate.paired_set import check_named
 from pathokd.types import FloatArray, IntArray
 
 __all__ = ["RegisteredPair", "match_places", "place_ids", "registered_pairs", "require_columns"]
@@ -43,9 +52,13 @@ def registered_pairs(frame: pd.DataFrame, vary: str, hold: str, case_column: str
         One entry per pair of conditions that share at least two places; cases are pooled.
 
     Raises:
-        ManifestError: A column is missing.
+        ManifestError: A column is missing, a condition is empty in some rows, or a case has two slides under
+            one condition.
     """
     require_columns(frame, (vary, hold, case_column, "x", "y", "mpp", "mpp_level0", "tile_px"))
+    for name in (vary, hold):
+        check_named(frame, name, "The tiles")
+    check_one_slide(frame, case_column, (hold, vary))
     position, side = centre_um(frame), tile_um(frame)
     columns = (frame[hold].astype(str), case_names(frame, case_column), frame[vary].astype(str))
     keys = zip(*columns, strict=True)

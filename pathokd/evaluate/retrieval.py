@@ -19,7 +19,7 @@ class RetrievalScore(NamedTuple):
     topk: float
     """Share of tiles found again among the k nearest, both directions."""
     ci: Interval
-    """95 %, by resampling places with the gallery as it is."""
+    """95 %, by resampling places, or what `units` names, with the gallery as it is."""
     k: int
     n_tiles: int
     """Tiles per condition, mean over pairs: top-k falls as it grows."""
@@ -40,15 +40,18 @@ def score_retrieval(
     places: npt.NDArray[Any],
     k: int = 10,
     seed: int = 0,
+    *,
+    units: npt.NDArray[Any] | None = None,
 ) -> RetrievalScore | None:
     """Score registered pairs.
 
     Args:
         features: (n, d), rows as in the table that `pairs` and `places` come from.
         pairs: From `registered_pairs`.
-        places: (n,) place of every row, the unit that is resampled.
+        places: (n,) place of every row.
         k: How many nearest tiles count as found.
         seed: Of the resampling.
+        units: (n,) what is resampled as a whole, say the case of every row; None takes places.
 
     Returns:
         The score, or None if there is no pair of conditions to compare.
@@ -56,25 +59,26 @@ def score_retrieval(
     if not pairs:
         return None
     x = torch.from_numpy(np.ascontiguousarray(features))
-    hits, weights, units, cosines, separations, tied = [], [], [], [], [], []
+    hits, weights, groups, seen, cosines, separations, tied = [], [], [], [], [], [], []
     for pair in pairs:
         a, b = x[pair.rows_first], x[pair.rows_second]
         found = paired_hits(a, b, k)
         hits.append(((found.a_to_b + found.b_to_a) / 2).numpy())
         weights.append(np.full(len(a), 1 / len(a)))
-        units.append(places[pair.rows_first])
+        groups.append((places if units is None else units)[pair.rows_first])
+        seen.append(places[pair.rows_first])
         cosines.append(float(cosine(a, b).mean()))
         separations.append(float(separation(a, b)))
         tied.append(found.tied)
-    hit, weight, unit = np.concatenate(hits), np.concatenate(weights), np.concatenate(units)
+    hit, weight, group = np.concatenate(hits), np.concatenate(weights), np.concatenate(groups)
     sizes = [len(pair.rows_first) for pair in pairs]
     return RetrievalScore(
         topk=float(np.average(hit, weights=weight)),
-        ci=weighted_mean_interval(hit, weight, unit, seed),
+        ci=weighted_mean_interval(hit, weight, group, seed),
         k=k,
         n_tiles=round(float(np.mean(sizes))),
         n_pairs=len(pairs),
-        n_places=len(np.unique(unit)),
+        n_places=len(np.unique(np.concatenate(seen))),
         chance=float(np.mean([min(1.0, k / (2 * n - 1)) for n in sizes])),
         cosine=float(np.mean(cosines)),
         separation=float(np.mean(separations)),

@@ -76,11 +76,13 @@ def thin(tiles: PairedSet, rows: Rows, at_most: int, seed: int) -> Rows:
 
 
 def _predictability(model: ModelFeatures, tiles: PairedSet, name: str, seed: int) -> list[Measure]:
-    rows = thin(tiles, tiles.known(name), MAX_TILES, seed)
+    of_places = tiles.registered and name != "site"
+    # Of places seen under every condition, or tissue would tell: a case that B never scanned is known not to be of B.
+    # But a case comes from one site: a probe that had seen the case would know its site by that.
+    every = np.sort(np.concatenate(list(tiles.rows.values()))) if of_places else None
+    rows = thin(tiles, tiles.known(name, every), MAX_TILES, seed)
     y = tiles.column(name, rows)
-    # A place is seen under every scanner and staining, but a case comes from one site: a probe that had seen the case
-    # would know its site by that.
-    apart = "pair_id" if tiles.registered and name != "site" else tiles.apart_column()
+    apart = "pair_id" if of_places else tiles.apart_column()
     groups = tiles.column(apart, rows)
     x = model.load(rows)
     predicted = y.copy()

@@ -1,5 +1,6 @@
 """The README of an exported student: what it is, what it may be used for, how it is loaded."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -116,9 +117,9 @@ def licence_note(licence: str, teacher: str | None, *, given: bool = False) -> s
         if given
         else (f"inherited from {source}", "the teacher's terms")
     )
-    words = licence.lower().replace("_", "-")
-    non_commercial = "-nc" in words or "non-commercial" in words
-    if "-nd" in words:
+    words = re.sub(r"[^a-z0-9.]+", "-", licence.lower())
+    non_commercial = "-nc-" in f"{words}-" or "non-commercial" in words or "noncommercial" in words
+    if "-nd-" in f"{words}-":
         forbidden, kept = ("commercial use and ", "private and non-commercial") if non_commercial else ("", "private")
         return (
             f"{licence}, {origin}: {terms} forbid {forbidden}the sharing of derived works. "
@@ -128,6 +129,8 @@ def licence_note(licence: str, teacher: str | None, *, given: bool = False) -> s
         return f"{licence}, {origin}: no commercial use of this student or of what it computes."
     if words in ("", "unknown"):
         return f"The licence of {source} is not known to pathokd: find it out before sharing this student."
+    if not all(name in _SPDX for name in words.split("-and-")):
+        return f"{licence}, {origin}: pathokd does not know what it allows; read it before sharing this student."
     return f"{licence}, {origin}: keep its notices when sharing this student."
 
 

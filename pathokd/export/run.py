@@ -1,6 +1,7 @@
 """From a training run, private and full of state, to the folder that is the product."""
 
 import copy
+import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ def export_run(
             first student; others take the last unless told.
         untrained: export the same student with random weights and no heads, as a control.
         half: store fp16 weights.
-        licence: licence of the student; by default the teacher's.
+        licence: licence of the student; by default those of all its teachers.
         name: the model's name; by default the folder's.
         overwrite: replace an earlier export.
 
@@ -63,6 +64,8 @@ def export_run(
     if student not in facts["students"]:
         raise WeightsError(f"{path} holds the students {', '.join(facts['students'])}, none called {student!r}.")
     card = ModelCard(**facts["students"][student]["card"])
+    if not untrained:
+        card = dataclasses.replace(card, licence=_licences(card, facts))
     state: Mapping[str, Tensor] = checkpoint["state_dict"]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(facts["students"][student]["spec"]["seed"])
@@ -159,6 +162,12 @@ def _measures(logged: Mapping[str, float], students: Collection[str], student: s
         if student == (owner if named else FIRST):
             own[f"{stage}/{rest if named else figure}"] = value
     return own
+
+
+def _licences(card: ModelCard, facts: Mapping[str, Any]) -> str:
+    """The student's licence, which is its first teacher's, and those of the others: it is made of all of them."""
+    own = [teacher["card"].get("licence", "unknown") for teacher in facts["teachers"].values()]
+    return " and ".join(dict.fromkeys([card.licence, *own]))
 
 
 def _public_facts(facts: Mapping[str, Any], path: Path, student: str, untrained: bool) -> dict[str, Any]:

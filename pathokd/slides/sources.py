@@ -31,6 +31,9 @@ ALIASES = {
 PACKED_COLUMNS = ("key", "shard", "offset", "size")
 """Columns that `pathokd pack` adds to a manifest's."""
 
+_BEYOND = "\0beyond"
+"""Where cells go that stand under no column."""
+
 LONGEST_ID = 200
 """Bytes of a slide_id: file systems take names of 255, and temporary names add an ending."""
 
@@ -74,7 +77,9 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
         if not here:
             raise _no_slides(str(item))  # also beside others, whose slides would hide it
         for source in here:
-            found.setdefault(source.path, source)
+            # A folder says nothing of a slide that a CSV beside it describes, whichever is named first.
+            if source.path not in found or found[source.path] == _bare(source.path):
+                found[source.path] = source
     if not found:
         raise _no_slides("an empty list")
     named = _with_unique_ids(_one_per_series(list(found.values())))
@@ -120,7 +125,12 @@ def _is_slide(path: Path, root: Path) -> bool:
 
 
 def _from_files(paths: Iterable[Path]) -> list[SlideSource]:
-    return [SlideSource("", path.absolute()) for path in paths]
+    return [_bare(path.absolute()) for path in paths]
+
+
+def _bare(path: Path) -> SlideSource:
+    """A slide of which nothing is known but its file."""
+    return SlideSource("", path)
 
 
 def read_slide_csv(path: Path) -> list[SlideSource]:
@@ -131,15 +141,19 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
     need not exist yet: a missing one becomes a failed row of the run.
 
     Raises:
-        ManifestError: not UTF-8, no path column, an empty path, an mpp that is no number, or a column that is there
-            twice or that a manifest reserves.
+        ManifestError: not UTF-8, no path column, an empty path, an mpp that is no number, a row of too many cells, two
+            rows that contradict each other, or a column that is there twice or that a manifest reserves.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = header
-            rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+            reader.restkey = _BEYOND
+            rows, too_long = [], []
+            for row in reader:
+                too_long += [reader.line_num] * any(cell.strip() for cell in row.pop(_BEYOND, []))
+                rows.append({name: (cell or "").strip() for name, cell in row.items()})
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{path} is no table in UTF-8 ({error}): save it as a CSV in UTF-8.") from error
     columns = {field: next((a for a in names if a in header), None) for field, names in ALIASES.items()}
@@ -158,7 +172,20 @@ def read_slide_csv(path: Path) -> list[SlideSource]:
         raise ManifestError(
             f"{path} has the column {reserved[0]}, which manifests or packed tiles use themselves: rename it."
         )
-    return [_csv_row(path, number, row, columns, free) for number, row in enumerate(rows, start=2)]
+    if too_long:
+        raise ManifestError(
+            f"{path}, line {too_long[0]}: there are more cells than columns, so some stand in the wrong one; put a "
+            'cell that holds a comma into quotes ("HE, pale").'
+        )
+    listed = [_csv_row(path, number, row, columns, free) for number, row in enumerate(rows, start=2)]
+    known: dict[Path, SlideSource] = {}
+    for source in listed:
+        if known.setdefault(source.path, source) != source:
+            raise ManifestError(
+                f"{path} has two rows of {source.path} that say different things of it, and a slide is tiled once: "
+                "correct the path of one, or remove a row."
+            )
+    return listed
 
 
 def _csv_row(

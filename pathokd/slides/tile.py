@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import atomic_path, check_header, check_summary, sha256_file, write_json
+from pathokd.files import atomic_path, check_header, check_summary, file_mark, sha256_file, write_json
 from pathokd.progress import Bars
 from pathokd.slides.contours import mask_geojson
 from pathokd.slides.grid import tile_grid
 from pathokd.slides.labels import label_map_files, read_label_map, tile_labels
-from pathokd.slides.manifest import TileManifest, TileSpec, empty_frame, read_header, typed
+from pathokd.slides.manifest import MARKS, TileManifest, TileSpec, empty_frame, read_header, typed
 from pathokd.slides.overlay import draw_overlay, jpeg_bytes
 from pathokd.slides.overview import Overview
 from pathokd.slides.slide import Slide
@@ -58,8 +58,8 @@ def tile_slides(
     it.
 
     Pixels are not read here, only overviews. Writes OUT/tiles/ID.parquet, OUT/geojson/ID.geojson and
-    OUT/overlays/ID.jpg per slide, and OUT/manifest.parquet and OUT/summary.csv over all. A slide that fails
-    is one row with its sentence; the others go on. Slides done by an earlier run with the same settings are
+    OUT/overlays/ID.jpg per slide, and OUT/manifest.parquet and OUT/summary.csv over all of `sources`. A slide that
+    fails is one row with its sentence; the others go on. Slides done by an earlier run with the same settings are
     skipped, failed and half-written ones redone.
 
     Args:
@@ -97,9 +97,13 @@ def tile_slides(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        for sentence in _left_out(sources, out):
+            bars.say(sentence)
     summary = pd.DataFrame([asdict(outcomes[s.slide_id]) for s in sources])
     frames = [_read_tiles(out, o.slide_id) for o in outcomes.values() if o.status != "failed"]
-    TileManifest(_merge(frames, sources), spec).write(out / "manifest.parquet")
+    merged = _merge(frames, sources)
+    marks = {s.slide_id: file_mark(s.path) for s in sources if outcomes[s.slide_id].status != "failed"}
+    TileManifest(merged, spec, facts={MARKS: marks}).write(out / "manifest.parquet")
     with atomic_path(out / "summary.csv") as part:
         summary.to_csv(part, index=False)
     return summary
@@ -242,6 +246,16 @@ def _remarks(n_grid: int, n_kept: int, overview: Overview, mask: Mask) -> Iterat
         yield "No tissue was found; look at the overlay."
     elif n_kept == 0:
         yield f"None of {n_grid} tiles holds enough tissue; look at the overlay or lower --min-tissue."
+
+
+def _left_out(sources: list[SlideSource], out: Path) -> Iterator[str]:
+    """Says of slides that earlier runs, or others meanwhile, tiled into OUT that the manifest is without them."""
+    others = {path.stem for path in (out / "tiles").glob("*.parquet")} - {source.slide_id for source in sources}
+    if others:
+        yield (
+            f"{out}/manifest.parquet holds the slides of this run; {len(others)} tiled there before are not in it "
+            f"({min(others)} is one): name all slides in one run to have them together, those done are skipped."
+        )
 
 
 def _tile_or_reuse(source: SlideSource, spec: TileSpec, out: Path, done: bool) -> Outcome:

@@ -16,6 +16,7 @@ from pathokd.data.views import Geometry, orientation, whole_tile
 from pathokd.embed.targets import write_targets
 from pathokd.errors import ManifestError
 from pathokd.evaluate import registered_pairs
+from pathokd.evaluate.paired_readers import _tiles
 from pathokd.models import TeacherSpec, build_teacher
 
 
@@ -24,6 +25,21 @@ def frame(rows: list[tuple[str, str, float, float, float]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["case", "scanner", "mpp_level0", "ux", "uy"])
     x, y = (np.rint(table[name] / table["mpp_level0"]).astype(int) for name in ("ux", "uy"))
     return table.assign(x=x, y=y, mpp=0.5, tile_px=224, stain="HE")
+
+
+def test_two_blocks_of_a_patient_are_not_one_tissue() -> None:
+    """Tiles of one block were paired with those of the other, wherever only one of them had tissue."""
+    blocks = [("a", scanner, 0.5, 112.0 * n, 0) for scanner in ("S50", "S45") for n in (0, 1, 1, 2)]
+    table = frame(blocks).assign(slide_id=["A1", "A1", "B1", "B1", "A2", "A2", "B2", "B2"])
+    for read in (registered_tiles, lambda t: registered_pairs(t, "scanner", "stain"), lambda t: _tiles(t, len, "here")):
+        with pytest.raises(ManifestError, match=r"case a has several slides under .*, such as A1 and B1, but slides"):
+            read(table)
+        read(table.assign(case=table["slide_id"].str[0]))  # one case a block
+        read(table.assign(slide_id=table["slide_id"].str[0]))  # simulated: the same slide under both
+    stains = table.assign(stain=["HE", "HE", "IHC", "IHC"] * 2)
+    assert (
+        registered_tiles(stains, RegisteredSpec(conditions=("scanner",))).place.max() == 2
+    )  # the same block, restained
 
 
 def test_a_place_is_the_same_microns_of_a_case() -> None:

@@ -69,6 +69,17 @@ def test_tiles_keep_their_places(tiles: Path, tmp_path: Path) -> None:
         simulate_tiles(PackedTiles(tiles), tmp_path / "out", wanted[:1])
 
 
+def test_a_blank_stain_is_the_original(tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of slides: the stain stayed blank beside the simulated one, and a blank is no condition to compare with."""
+    packed = PackedTiles(tiles)
+    blank = packed.index.assign(stain="", scanner="S1", case="c")
+    monkeypatch.setattr(PackedTiles, "index", property(lambda _: blank))
+    found = SimulatedTiles(packed, [Condition("cmu-1")]).index
+    assert found["stain"].unique().tolist() == [ORIGINAL, "cmu-1"]
+    assert set(found["scanner"]) == {"S1"}
+    assert len(registered_pairs(found, vary="stain", hold="scanner")) == 1
+
+
 def test_tiles_packed_anew_are_not_taken_for_the_old(tiles: Path, tmp_path: Path) -> None:
     """Packed again at another quality, they got the simulated tiles of before."""
     for quality in (60, 95):

@@ -14,8 +14,10 @@ from PIL import ImageCms
 from pathokd.embed import Embedder, embed_packed, embed_slides, read_embeddings
 from pathokd.errors import ManifestError, StoreError
 from pathokd.models import Encoder
-from pathokd.slides.manifest import TileManifest
+from pathokd.slides.manifest import TileManifest, TileSpec
 from pathokd.slides.slide import Slide
+from pathokd.slides.sources import find_slides
+from pathokd.slides.tile import tile_slides
 
 MakeSlide = Callable[..., Path]
 MakeManifest = Callable[[list[Path]], TileManifest]
@@ -92,6 +94,35 @@ def test_a_finished_slide_is_skipped_and_a_truncated_one_redone(
     assert embed_slides(encoder, manifest, out, workers=1)["status"].tolist() == ["skipped", "ok"]
     assert read_embeddings(out / "b.h5").good.all()
     assert embed_slides(encoder, manifest, out, overwrite=True)["status"].tolist() == ["ok", "ok"]
+
+
+def test_a_slide_that_fails_leaves_no_features_of_an_earlier_model(
+    encoder: Encoder, make_slide: MakeSlide, make_manifest: MakeManifest, tmp_path: Path
+) -> None:
+    """Overwritten with another model, a slide that cannot be read any more kept the old model's file among the new."""
+    spoilt = make_slide("b", seed=2)
+    manifest, out = make_manifest([make_slide("a", seed=1), spoilt]), tmp_path / "out"
+    embed_slides(encoder, manifest, out)
+    spoilt.write_bytes(spoilt.read_bytes()[:200])
+    found = embed_slides(encoder, manifest, out, readout="mean", overwrite=True)
+    assert found["status"].tolist() == ["ok", "failed"]
+    assert [path.name for path in out.glob("*.h5")] == ["a.h5"]
+
+
+def test_a_slide_that_is_not_the_one_that_was_tiled_fails(
+    encoder: Encoder, make_slide: MakeSlide, tmp_path: Path
+) -> None:
+    """Scanned anew at 0.25 um/px under its name, it was read as if it still had 0.5: tiles of half the side."""
+    path, spec = make_slide("a", seed=1), TileSpec(0.5, 56, min_tissue=0.0)
+    tile_slides(find_slides(path), spec, tmp_path / "tiles")
+    assert embed_slides(encoder, tmp_path / "tiles", tmp_path / "out")["status"].tolist() == ["ok"]
+    pixels = tifffile.imread(path).repeat(2, 0).repeat(2, 1)
+    finer = {"resolution": (4e4, 4e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", **finer)
+    found = embed_slides(encoder, tmp_path / "tiles", tmp_path / "new")
+    assert found["status"].tolist() == ["failed"]
+    assert "is not the slide that was tiled under this name: tile it again" in found["message"][0]
+    assert not list((tmp_path / "new").glob("*.h5"))
 
 
 def test_other_settings_or_weights_are_refused_before_any_work(

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bytes(teacher: Teacher, pack
     assert rest.count < 48 + 16  # all that was committed is kept; the check at the end reads some again
     assert files(out) == files(tmp_path / "whole")
     assert len(whole) == 48
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_second_process_does_not_cut_off_what_the_first_writes(
+    teacher: Teacher, packed: Path, tmp_path: Path
+) -> None:
+    """A job submitted twice, one of them cancelled: rows that were written and not committed stayed zero for good."""
+    out, refused = tmp_path / "t", []
+
+    class Twice(PackedTiles):
+        def read(self, row: int) -> Rgb:
+            if row == 40 and not refused:
+                with pytest.raises(StoreError, match="Another process is computing the targets in"):
+                    write_targets(teacher, PackedTiles(packed), out, TargetSpec("patches"), batch_size=1)
+                refused.append(row)
+            return super().read(row)
+
+    write_targets(teacher, Twice(packed), out, TargetSpec("patches"), batch_size=1)
+    assert refused
+    write_targets(teacher, PackedTiles(packed), tmp_path / "whole", TargetSpec("patches"), batch_size=1)
+    assert files(out) == files(tmp_path / "whole")
 
 
 def test_committed_rows_that_are_gone_are_not_made_up(teacher: Teacher, packed: Path, tmp_path: Path) -> None:

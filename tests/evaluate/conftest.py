@@ -73,6 +73,12 @@ def write_cohort(folder: Path) -> TileManifest:
     return TileManifest(typed(pd.DataFrame(rows)), TileSpec(mpp=0.5, tile_px=TILE_PX))
 
 
+@pytest.fixture
+def slides(tmp_path: Path) -> TileManifest:
+    """The cohort as slides of its own, which may be changed."""
+    return write_cohort(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> PackedTiles:
     folder = tmp_path_factory.mktemp("cohort")

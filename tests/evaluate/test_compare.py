@@ -43,6 +43,24 @@ def test_group_columns_name_the_resampled_unit(packed: PackedTiles, encoders: di
     assert scores["student"].probe.n_groups == 8
 
 
+def test_many_cases_are_what_is_resampled(
+    packed: PackedTiles, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places of a case go up and down together, and intervals by places were half as wide as they should be."""
+    row = (packed.index["y"] * packed.index["mpp_level0"] / 28).astype(int)
+    index = packed.index.assign(case=packed.index["case"] + "-" + row.astype(str))  # each row of tiles is a case
+    monkeypatch.setattr(PackedTiles, "index", property(lambda _: index))
+    asked = []
+    monkeypatch.setattr(
+        "pathokd.evaluate.retrieval.weighted_mean_interval", lambda *a: asked.append(a[2]) or (0.0, 1.0)
+    )
+    one = compare_models({"student": encoders["student"]}, packed, batch_size=48, cost_seconds=0.0)["student"]
+    assert (one.probe.n, one.probe.n_groups) == (288, 12)
+    assert [len(np.unique(groups)) for groups in asked] == [12, 12]
+    assert one.cross_scanner is not None
+    assert one.cross_scanner.n_places == 72
+
+
 def test_a_constant_encoder_scores_chance() -> None:
     features = np.ones((40, 5), np.float32)
     pair = RegisteredPair("HE", "S1", "S2", np.arange(20), np.arange(20, 40))

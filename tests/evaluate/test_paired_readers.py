@@ -1,5 +1,6 @@
 """Every layout that pairs and features come in, aligned by name whatever the order; every bad input, one sentence."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 
 from pathokd.data.packed import PackedTiles
@@ -23,6 +25,7 @@ from pathokd.evaluate.paired_set import PairedSet, prepare
 from pathokd.evaluate.robustness import read_index
 from pathokd.files import make_header
 from pathokd.models import Encoder
+from pathokd.slides.manifest import TileManifest
 from pathokd.types import Rgb
 
 SLIDES = ("GMH_S60_to_GMH_S60.tif", "GMH_AT2_to_GMH_S60.tif", "HR_S60_to_GMH_S60.tif")
@@ -205,6 +208,19 @@ def test_kept_features_are_used_again_and_only_for_the_same_model(
         model_features("m", Embedder(encoders["teacher"]), tiles, tmp_path / "cache")
 
 
+def test_kept_features_are_not_those_of_another_normalisation(
+    packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """A student exported again with a corrected mean has the weights of before, and got the features of before."""
+    tiles, student = open_pairs(packed.folder), encoders["student"]
+    first = model_features("m", Embedder(student), tiles, tmp_path / "cache")
+    card = dataclasses.replace(student.card, mean=(0.1, 0.2, 0.3))
+    with pytest.raises(StoreError, match=r"was made with mean = .* pass --overwrite"):
+        model_features("m", Embedder(Encoder(student.model, card)), tiles, tmp_path / "cache")
+    other = model_features("m", Embedder(Encoder(student.model, card)), tiles, tmp_path / "other")
+    assert other.identity != first.identity
+
+
 def test_overwriting_that_was_cut_off_leaves_nothing_of_the_old_model(
     packed: PackedTiles, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +271,39 @@ def test_kept_features_are_not_those_of_other_pictures(
         model_features("m", embedder, open_pairs(tmp_path / "tiles"), tmp_path / "cache")
     again = packed.index.assign(size=packed.index["size"] + 1)
     assert _tiles(again, packed.read, "here").fingerprint != open_pairs(packed.folder).fingerprint
+
+
+def test_kept_features_are_not_those_of_pictures_of_the_same_size(tmp_path: Path) -> None:
+    """Pictures that are not compressed all have one size, and were taken for those of before."""
+    for scanner in "AB":
+        (tmp_path / scanner).mkdir()
+        for place in "pq":
+            tifffile.imwrite(tmp_path / scanner / f"{place}.tif", np.full((8, 8, 3), 9, np.uint8))
+    rows = [f"{place},{scanner},{scanner}/{place}.tif" for scanner in "AB" for place in "pq"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["pair_id,scanner,path", *rows]))
+    before = [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")]
+    assert [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")] == before
+    tifffile.imwrite(tmp_path / "B" / "p.tif", np.full((8, 8, 3), 8, np.uint8))
+    after = [open_pairs(path).fingerprint for path in (tmp_path, tmp_path / "pairs.csv")]
+    assert not set(after) & set(before)
+
+
+def test_kept_features_are_not_those_of_other_slides(
+    slides: TileManifest, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    """Slides scanned anew under their names, and the same tiles in other colours, got the features of before."""
+    embedder, cache, where = Embedder(encoders["student"]), tmp_path / "cache", tmp_path / "manifest.parquet"
+    slides.write(where)
+    model_features("m", embedder, open_pairs(tmp_path), cache)
+    TileManifest(slides.frame, dataclasses.replace(slides.spec, icc=True)).write(where)
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path), cache)
+    slides.write(where)
+    model_features("m", embedder, open_pairs(tmp_path), cache)
+    scan = Path(slides.frame["path"].iloc[0])
+    tifffile.imwrite(scan, np.zeros((512, 512, 3), np.uint8), tile=(64, 64), photometric="rgb")
+    with pytest.raises(StoreError, match=r"was made with tiles = .* pass --overwrite"):
+        model_features("m", embedder, open_pairs(tmp_path), cache)
 
 
 def test_pathorob_columns_and_features(tmp_path: Path) -> None:
@@ -393,6 +442,23 @@ def test_bad_features(spoil: Any, sentence: str, tmp_path: Path, encoders: dict[
         stored_features("m", tmp_path / "nowhere", tiles)
     with pytest.raises(ManifestError, match="names no pictures"):
         model_features("m", Embedder(encoders["student"]), tiles, tmp_path / "cache")
+
+
+def test_one_place_of_a_slide_under_two_conditions_is_not_told_by_a_store(tmp_path: Path) -> None:
+    """Simulated conditions keep their slide's name: each got the slide's own features, and cosines were 1."""
+    write_embeddings(
+        tmp_path / "s.h5",
+        np.random.default_rng(0).standard_normal((2, 3)),
+        np.array([[0, 0], [9, 0]]),
+        flag=np.full(2, "", object),
+        tissue_fraction=np.ones(2),
+        header=make_header("embeddings/1", {}),
+        coords_attrs={},
+        features_attrs={},
+    )
+    frame = pd.DataFrame({**GOOD, "pair_id": list("pqpq"), "slide_id": "s", "x": [0, 9, 0, 9], "y": 0})
+    with pytest.raises(StoreError, match="shows s at x = 0, y = 0 more than once"):
+        stored_features("m", tmp_path, prepare(frame.assign(scanner=list("AABB")), "simulated"))
 
 
 @pytest.mark.parametrize(

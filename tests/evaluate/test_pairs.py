@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pathokd.data.packed import PackedTiles
 from pathokd.errors import ManifestError
 from pathokd.evaluate import place_ids, registered_pairs
+from pathokd.evaluate.paired_set import prepare
 
 
 def slide(
@@ -108,6 +109,21 @@ def test_a_tile_off_its_place_is_another() -> None:
     places = place_ids(pd.concat(parts)).reshape(4, 2)  # 5 um apart each: 5.6 is the tolerance, the median is between
     assert places[1].tolist() == places[2].tolist()
     assert len(set(places[:, 0].tolist())) == 3
+
+
+@pytest.mark.parametrize(("name", "empty"), [("scanner", ""), ("stain", None), ("scanner", " ")])
+def test_an_empty_cell_is_no_condition(name: str, empty: str | None) -> None:
+    """Tiles of an unknown scanner were compared with those of a known one, and called those of two scanners."""
+    parts = [slide("a", "HE", scanner, 0.5, 112.0, [(0, 0), (1, 0), (2, 0)]) for scanner in ("S1", "S2", "S3")]
+    frame = pd.concat(parts, ignore_index=True)
+    frame[name] = frame[name].astype(object)
+    frame.loc[3:5, name] = empty
+    with pytest.raises(ManifestError, match=f"3 of 9 rows have no {name}, .* fill it in"):
+        registered_pairs(frame, "scanner", "stain")
+    with pytest.raises(ManifestError, match=f"3 of 9 rows have no {name}, .* fill it in"):
+        prepare(frame.assign(pair_id=frame["cell"]), "here")
+    frame["stain"] = ""  # of none it is known, and they are taken for one
+    assert len(registered_pairs(frame.assign(scanner=["A"] * 3 + ["B"] * 6)[:6], "scanner", "stain")) == 1
 
 
 def test_missing_columns_are_named() -> None:

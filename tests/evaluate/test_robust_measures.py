@@ -278,6 +278,25 @@ def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
     assert value(free.measures, "chance", "scanner_predictability").value == 0.5
 
 
+def test_the_scanner_is_not_told_by_cases_it_never_saw() -> None:
+    """Cases under two of three scanners each: the features know the case only, and told the scanner to 0.48."""
+    rows = [
+        {"pair_id": f"c{case}-{p}", "case": f"c{case}", "scanner": scanner}
+        for case in range(15)
+        for scanner in ("ABC" if case > 11 else "ABC".replace("ABC"[case % 3], ""))
+        for p in range(12)
+    ]
+    tiles = prepare(pd.DataFrame(rows), "incomplete")
+    number = tiles.frame["case"].str[1:].astype(int).to_numpy()
+    told = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((15, 24))[number] + 0.3 * rng.standard_normal((len(tiles), 24))
+        told.append(value(measure_probes(model(x), tiles).measures, "scanner_predictability", "scanner"))
+    assert {one.n for one in told} == {3 * 3 * 12}  # of the places that all three saw
+    assert np.mean([one.value for one in told]) < 0.4  # chance is a third
+
+
 def test_a_probe_drops_where_the_scanner_looks_like_the_other_class() -> None:
     tiles, place, other = made()
     x = place.copy()

@@ -1,5 +1,6 @@
 """An exported folder is what was trained, in plain timm and in pathokd."""
 
+import dataclasses
 import json
 import resource
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from pathokd.errors import StoreError, WeightsError
 from pathokd.export import export_run, export_student, load_adaptors, load_line
 from pathokd.export.card import licence_note
+from pathokd.export.run import SCHEMA
 from pathokd.models.build import SWIGLU_ARGS
 from pathokd.models.encoder import Encoder, load_encoder
 from pathokd.models.projector import make_projector
 from pathokd.models.standardize import Standardizer
-from pathokd.models.student import StudentSpec, build_student
+from pathokd.models.student import FIRST, StudentSpec, build_student
 
 CASES: dict[str, StudentSpec] = {
     "plain": StudentSpec("vit_tiny_patch16_224", {"depth": 2}, image_px=64, mpp=0.5),
@@ -121,10 +123,43 @@ def test_card_and_config_state_the_facts(tmp_path: Path) -> None:
         ("Owkin non-commercial", "no commercial use"),
         ("Apache-2.0", "keep its notices"),
         ("unknown", "not known"),
+        ("PolyForm-Noncommercial-1.0.0", "no commercial use"),
+        ("CC BY-ND 4.0", "forbid the sharing of derived works"),
+        ("proprietary", "does not know what it allows"),
+        ("Apache-2.0 and CC-BY-NC-ND-4.0", "forbid commercial use and the sharing of derived works"),
     ],
 )
 def test_licence_in_words(licence: str, words: str) -> None:
     assert words in licence_note(licence, "t").replace("\n", " ")
+
+
+def test_a_student_of_two_teachers_carries_both_licences(tmp_path: Path) -> None:
+    """It carried its first teacher's: Apache-2.0, of a student also made from weights that may not be shared on."""
+    encoder, first = student("plain"), f"students.{FIRST}.net.encoder.model."
+    card = dataclasses.replace(encoder.card, licence="Apache-2.0")
+    teachers = {
+        key: {"card": {"name": key, "licence": licence}, "weights_sha256": "0"}
+        for key, licence in (("a", "Apache-2.0"), ("b", "CC-BY-NC-ND-4.0"))
+    }
+    facts = {
+        "schema": SCHEMA,
+        "students": {FIRST: {"card": dataclasses.asdict(card), "spec": dataclasses.asdict(CASES["plain"])}},
+        "teachers": teachers,
+        "targets": [],
+        "ema": False,
+        "facts": {},
+        "metrics": {},
+    }
+    state = {f"{first}{name}": value for name, value in encoder.model.state_dict().items()}
+    torch.save({"pathokd": facts, "state_dict": state}, tmp_path / "last.ckpt")
+    folder = export_run(tmp_path / "last.ckpt", tmp_path / "both")
+    assert load_encoder(folder).card.licence == "Apache-2.0 and CC-BY-NC-ND-4.0"
+    text = (folder / "README.md").read_text()
+    assert "license: other" in text
+    assert "forbid commercial use and the sharing of derived works" in text
+    teachers["b"]["card"]["licence"] = "Apache-2.0"
+    torch.save({"pathokd": facts, "state_dict": state}, tmp_path / "last.ckpt")
+    assert load_encoder(export_run(tmp_path / "last.ckpt", tmp_path / "one")).card.licence == "Apache-2.0"
 
 
 def test_adaptors_round_trip(tmp_path: Path) -> None:

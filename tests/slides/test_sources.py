@@ -33,6 +33,14 @@ def test_glob_and_list_and_doubles(folder: Path) -> None:
     assert len(find_slides([folder / "a.svs", str(folder / "*.svs"), folder])) == 4
 
 
+def test_what_a_csv_says_of_a_slide_is_not_lost_beside_its_folder(folder: Path) -> None:
+    """Named after the folder, the CSV went for nothing."""
+    (folder / "l.csv").write_text("path,case,,\na.svs,7,,\n\na.svs,7,,,\n")  # the last cells as a spreadsheet ends rows
+    for items in ([folder, folder / "l.csv"], [folder / "l.csv", folder]):
+        cases = {s.path.name: s.metadata.get("case") for s in find_slides(items)}
+        assert cases == {"D.NDPI": None, "a.svs": "7", "b.ome.tif": None, "a.tif": None}
+
+
 def test_case_is_no_difference(tmp_path: Path) -> None:
     (tmp_path / "A.svs").touch()
     (tmp_path / "a.tif").touch()
@@ -71,6 +79,8 @@ def test_aliases(folder: Path, header: str) -> None:
         ("slide_id,path\nq,a.svs\nq,D.NDPI\n", "2 slides have the slide_id 'q'"),
         ("slide_id,path\nq/r,a.svs\n", "slashes"),
         ("path\n", "No slides in"),
+        ("path,stain,scanner\na.svs,HE, pale,S50\n", "line 2: there are more cells than columns"),
+        ("slide_id,path,case\nx,a.svs,1\ny,a.svs,2\n", "two rows of .*a.svs that say different things"),
     ],
 )
 def test_csv_errors(folder: Path, text: str, message: str) -> None:

@@ -107,6 +107,22 @@ def test_resume(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -
     assert again["status"].tolist() == ["ok"] * 3
 
 
+def test_slides_of_earlier_runs_do_not_leave_the_manifest_in_silence(
+    write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two runs into one folder the last one's slides alone were in the manifest, and nothing said so."""
+    for name in "ab":
+        write_slide(tissue_like, name=f"{name}.tif")
+    both, out = find_slides(tmp_path), tmp_path / "out"
+    for source in both:
+        tile_slides([source], SPEC, out)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 tiled there before are not in it (a is one): name all slides in one run" in said
+    tile_slides(both, SPEC, out)
+    assert "not in it" not in " ".join(capsys.readouterr().err.split())
+    assert TileManifest.read(out / "manifest.parquet").frame["slide_id"].unique().tolist() == ["a", "b"]
+
+
 def test_metadata_and_labels(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
     write_slide(tissue_like, name="a.tif")
     write_slide(tissue_like, name="b.tif")
