@@ -111,3 +111,12 @@ def test_a_truncated_slide_is_one_sentence(tiles: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "cannot be tiled" in done.stdout
     assert done.stderr == ""
+
+
+def test_inspect_takes_the_option_that_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It told to pass --mpp-level0 and had --mpp only."""
+    scan = render(make_scene(3, 420.0, margin_um=40.0, region_um=120.0), "HE", "S50")
+    slide = str(write_pyramid(tmp_path / "mute.tif", scan, None))
+    assert main(["inspect", slide]) == 1
+    assert "--mpp-level0" in capsys.readouterr().out
+    assert main(["inspect", slide, "--mpp-level0", "0.5"]) == 0
