@@ -21,6 +21,8 @@ from pathokd.cli.main import main
         ("prototypes", ["--max-tiles", "0"], "must be at least 1, got 1, 16 and 0"),
         ("prototypes", ["--batch-size", "0"], "batch_size must be at least 1"),
         ("prototypes", ["--seed", "-1"], "seed must not be negative, got -1"),
+        ("prototypes", ["--scale", "2,3"], "got (2.0, 3.0)"),
+        ("prototypes", ["--temperatures", "0"], "temperatures"),
         ("denoise", ["--batch-size", "0"], "batch_size must be at least 1"),
         ("denoise", ["--workers", "-1"], "workers at least 0, got 32 and -1"),
         ("denoise", ["--seed", "-1"], "seed must not be negative, got -1"),

@@ -42,6 +42,22 @@ def test_a_shard_in_odd_digits(tiles: Path, tiny_teacher: Path, capsys: pytest.C
     assert "--shard takes I/N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--workers", "0"], ["--batch-size", "0"]])
+def test_none_at_a_time(
+    option: list[str], tiles: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with an empty summary stayed behind, and `verify` called it one of no embeddings."""
+    assert main(["embed", str(tiny_teacher), str(tiles / "tiles"), "--out", str(tmp_path / "out"), *option]) == 1
+    assert "should be at least 1, got 0." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_of_a_tiled_folder(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended in "'n_unreadable'." and said no more."""
+    assert main(["verify", str(tiles / "tiles")]) == 1
+    assert "no column n_unreadable; give the folder that `pathokd embed` wrote)." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("models", "options", "sentence"),
     [
