@@ -257,7 +257,7 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
         if alone.all():
             raise ManifestError(
                 f"{source}: no place is seen under two of its conditions ({', '.join(map(str, names[:4]))}), so there "
-                "is nothing to compare; give slides of one tissue that are registered with each other the same `case`, or "
+                "is nothing to compare; give registered slides of one tissue the same `case`, or "
                 "make pairs with `pathokd simulate`."
             )
         kept = np.flatnonzero(~alone.to_numpy())
