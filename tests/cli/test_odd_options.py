@@ -63,6 +63,7 @@ def test_verify_of_a_tiled_folder(tiles: Path, capsys: pytest.CaptureFixture[str
     [
         (["t={m}", "t={m}"], [], "models should have different names, got t, t: write NAME=MODEL."),
         (["{m}", "{m}"], [], "models should have different names"),
+        (["a={m}"], ["--out", "{tmp}"], "is a folder: name the file to write"),
         (["a={m}", "b={m}"], ["--fidelity", "a:b"], "--fidelity compares on packed tiles"),
         (
             ["a={m}", "b={m}"],
