@@ -107,8 +107,12 @@ def _run_verb(verb: str, args: list[str]) -> int:
     parser.add_function_arguments(function, as_positional=True, skip=skip)
     for name in positional:  # jsonargparse would want [a,b] for a list; a shell gives a b
         parser.add_argument(name, nargs="+", type=str, help=_argument_help(function, name))
-    parsed = parser.instantiate_classes(parser.parse_args(_dashed(args, function)))
-    return function(**vars(parsed))
+    parsed = vars(parser.instantiate_classes(parser.parse_args(_dashed(args, function))))
+    for name, value in parsed.items():
+        if value == "" or (isinstance(value, list) and "" in value):  # as a path it would be the folder one stands in
+            typed = parser.typed(f"--{name}" if f"--{name}" in parser._option_string_actions else name)
+            raise ValueError(f"{typed} is empty, as an unset variable of the shell is: give it a value.")
+    return function(**parsed)
 
 
 class VerbParser(OneSentence):
@@ -141,7 +145,7 @@ def _dashed(args: list[str], function: Callable[..., Any]) -> list[str]:
             kind = kinds.get(option[2:])
             if kind is bool and not equals:
                 equals, value = "=", rest.popleft() if rest and rest[0] in ("true", "false") else "true"
-            elif kind == list[str]:
+            elif typing.get_origin(kind) in (list, tuple):
                 value = value if equals or not rest else rest.popleft()
                 equals, value = "=", value if value.startswith("[") else f"[{value}]"
         out.append(option + equals + value)

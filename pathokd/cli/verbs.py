@@ -7,18 +7,19 @@ from typing import Any, Literal
 from pathokd.types import Mpp
 
 
-def inspect(slides: list[str], *, mpp: Mpp | None = None, json_lines: bool = False) -> int:
+def inspect(slides: list[str], *, mpp_level0: Mpp | None = None, json_lines: bool = False) -> int:
     """Say what slides are.
 
     Args:
         slides: Folders, globs, files or CSV lists.
-        mpp: Microns per level-0 pixel where a file has none or a wrong one.
+        mpp_level0: Microns per level-0 pixel for slides that do not say.
         json_lines: Print one JSON object per slide.
     """
     from pathokd.slides.inspect import inspect_slide
     from pathokd.slides.sources import find_slides
 
-    facts = [inspect_slide(source.path, mpp=source.mpp or mpp) for source in find_slides(slides)]
+    found = find_slides(slides, mpp=mpp_level0)
+    facts = [inspect_slide(source.path, mpp=source.mpp, mpp_else=source.mpp_else) for source in found]
     for slide in facts:
         print(json.dumps(slide, ensure_ascii=False) if json_lines else _described(slide))
     return 0 if all(slide["usable"] for slide in facts) else 1

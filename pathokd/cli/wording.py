@@ -17,6 +17,7 @@ _NOT_SAID = re.compile(
 _EXPECTED = (
     (re.compile(r"Expected an? <class '(?:\w+\.)*(\w+)'>\. Got value: (.*)"), r"expected \1, got \2"),
     (re.compile(r"Expected an? typing\.Literal\[(.+?)\]\. Got value: (.*)"), r"expected one of \1, got \2"),
+    (re.compile(r"Expected an? typing\.Literal\[(.+?)\]$"), r"expected one of \1{given}"),
     (re.compile(r"Option '(.+?)' is not accepted"), r"'\1' is not an option"),
 )
 
@@ -31,8 +32,12 @@ class OneSentence(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         name = parser.prog.replace(" [options]", "")
         said = sentence(message).rstrip(".")
-        if f"--{said.partition(':')[0]}" in parser._option_string_actions:
+        options = parser._option_string_actions
+        if f"--{said.partition(':')[0]}" in options:
             said = f"--{said}"
+        what, colon, names = said.partition(" required: ")
+        if colon:
+            said = what + colon + ", ".join(f"--{n}" if f"--{n}" in options else n for n in names.split(", "))
         text = f"{said}{_meant(parser, message)}; {name} --help explains the options."
         print(f"{name}: {self.typed(text)}", file=sys.stderr)
         sys.exit(2)
@@ -52,6 +57,7 @@ def sentence(text: str) -> str:
         text = re.split(rf"^(?:\w+\.)*{told[1]}: ", text, flags=re.MULTILINE)[-1]
     if not re.search(r'Parser key "|Does not validate against any of the Union subtypes', text):
         return text.strip()
+    given = re.search(r"^ *Given value: (.*)$", text, re.MULTILINE)
     keys: list[str] = []
     wrong: list[str] = []
     for line in text.splitlines():
@@ -62,6 +68,7 @@ def sentence(text: str) -> str:
         said = found[2] if found else said
         for pattern, words in _EXPECTED:
             said = pattern.sub(words, said)
+        said = said.replace("{given}", f", got {given[1]}" if given else "")
         if said and said not in wrong and not _NOT_SAID.match(said):
             wrong.append(said)
     if len(wrong) > 1:  # any string may be the path of a YAML file, which is seldom what was meant

@@ -209,8 +209,8 @@ class Embedder:
         )
         for sentence in mismatches(card, spec):
             warnings.warn(sentence, stacklevel=2)
-        source = SlideSource(Path(path).stem, Path(path).absolute(), mpp_level0)
-        with Slide(path, mpp=mpp_level0) as slide, Bars() as bars:
+        source = SlideSource(Path(path).stem, Path(path).absolute(), mpp_else=mpp_level0)
+        with Slide(path, mpp_else=mpp_level0) as slide, Bars() as bars:
             tiles = cut_slide(slide, source, spec).kept
             if tiles.empty:
                 raise SlideError(f"{path} holds no tile with {min_tissue:.0%} tissue: look at it, or lower min_tissue.")

@@ -29,6 +29,9 @@ def in_batches(images: Images, batch_size: int) -> Iterator[list[Rgb]]:
         ValueError: An image is not uint8 RGB.
         StoreError: A path leads to no picture.
     """
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim == 3):
+        what = f"the path {images}" if isinstance(images, str | Path) else "one image"
+        raise ValueError(f"images should be several, got {what}: write [image] for one.")
     for _, same in itertools.groupby(map(as_rgb, images), key=np.shape):
         while run := list(itertools.islice(same, batch_size)):
             yield run

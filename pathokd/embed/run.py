@@ -112,6 +112,8 @@ def embed_slides(
     """
     table = manifest if isinstance(manifest, TileManifest) else _read_manifest(Path(manifest))
     number, shards = shard
+    if workers < 1:
+        raise ValueError(f"workers should be at least 1, got {workers}.")
     out = Path(out_dir)
     path = out / summary_name(number, shards)
     with open_engine(engine, device, precision, workers, out) as machine:

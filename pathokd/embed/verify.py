@@ -93,12 +93,12 @@ def _summary(root: Path) -> pd.DataFrame:
     try:
         parts = [pd.read_csv(p, dtype=kinds, keep_default_na=False) for p in paths]
         if odd := [name for part in parts for name in SUMMARY_COLUMNS if name not in part]:
-            raise KeyError(odd[0])
+            raise ValueError(f"it has no column {odd[0]}; give the folder that `pathokd embed` wrote")
         found = [part[list(Expected._fields)].astype({"n_tiles": "int64"}) for part in parts]
         for name in (name for part in found for name in part["slide_id"]):
             check_slide_id(name)
     except (KeyError, ValueError, TypeError, OverflowError, ManifestError) as error:
-        raise StoreError(f"{root} holds a summary that is not one of `pathokd embed`: {error}.") from error
+        raise StoreError(f"{root} holds a summary that is not one of `pathokd embed` ({error}).") from error
     if not found:
         return pd.DataFrame(columns=list(Expected._fields))
     return pd.concat(found, ignore_index=True).drop_duplicates("slide_id", keep="last")

@@ -255,6 +255,12 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
                 f"{source}: {alone.sum()} of {len(frame)} rows are unpaired (place {frame['pair_id'][alone].iloc[0]} "
                 "occurs under one condition only); correct their pair_id, or pass --drop-unpaired to leave them out."
             )
+        if alone.all():
+            raise ManifestError(
+                f"{source}: no place is seen under two of its conditions ({', '.join(map(str, names[:4]))}), so there "
+                "is nothing to compare; give registered slides of one tissue the same `case`, or "
+                "make pairs with `pathokd simulate`."
+            )
         kept = np.flatnonzero(~alone.to_numpy())
         notes.append(f"{alone.sum()} of {len(frame)} tiles show places seen once and are left out.")
         frame, read = _only(frame, read, kept)

@@ -166,7 +166,11 @@ def _resolve(
         raise WeightsError(f"{path} is neither a folder nor a .safetensors file: convert the weights to safetensors.")
     if "/" in name or "\\" in name:
         raise WeightsError(f"There is no folder or file {name}: correct the path, or write hf-hub:{name} to fetch it.")
-    return get_card(name), dict
+    try:
+        return get_card(name), dict
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(f"There is no folder {name} here, and {said[:1].lower()}{said[1:]}") from error
 
 
 def _hub_card(source: str) -> ModelCard:

@@ -1,5 +1,6 @@
 """What several figures share: lines over a column with their intervals, legends, words."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pathokd.report.style import LINES, colours, markers
+from pathokd.report.style import LINES, colours, grid, markers
 from pathokd.types import FloatArray
 
 LETTER = 0.07
 """Width of a letter of 8 points, inches."""
+LINE = 0.17
+"""Height of a line of a legend or title, inches."""
+ACROSS = 3
+"""Panels beside each other where there are more than four: in one row their letters would be too small to read."""
 
 
 def word(column: str) -> str:
@@ -75,4 +80,54 @@ def legend(made: Figure, ax: Axes, columns: int = 4) -> None:
     if len(labels) > 1:
         fitting = int(made.get_size_inches()[0] / (0.5 + LETTER * max(map(len, labels))))
         columns = max(1, min(columns, fitting, len(labels)))
+        lines = -(-len(labels) // columns)
+        made.set_figheight(made.get_figheight() + LINE * (lines - 1))  # the panels keep their height
         made.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def fitted(text: str, inches: float, letter: float = LETTER) -> str:
+    """A text in as many lines as a width takes."""
+    return "\n".join(textwrap.wrap(text, max(8, int(inches / letter)))) or text
+
+
+def short(names: Sequence[str], letters: int) -> dict[str, str]:
+    """Names without their middle, where they have more than so many letters; whole if two would then be alike."""
+    tail = (letters - 1) // 2
+    cut = {n: n if len(n) <= letters else f"{n[: letters - 1 - tail]}\u2026{n[-tail:]}" for n in names}
+    return cut if len({*cut.values()}) == len(cut) else {name: name for name in names}
+
+
+def panels(
+    models: Sequence[str], width: float, height: float, each: int = 1, inner: float | None = None
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a column of `each` panels per model, titled by it: of many models, several rows of such columns.
+
+    Args:
+        models: In order.
+        width: Of a panel with its labels, inches.
+        height: The same.
+        each: Panels of a model.
+        inner: Inches that a title may take, where that is less than the panel.
+
+    Returns:
+        The figure, and each model's axes from top to bottom.
+    """
+    across = beside(len(models))
+    titles = [fitted(model, width - 0.4 if inner is None else inner, 0.1) for model in models]
+    blocks = -(-len(models) // across)
+    made, axes = grid(blocks * each, across, width, height)
+    made.set_figheight(made.get_figheight() + blocks * LINE * max(title.count("\n") for title in titles))
+    for spare in range(len(models), blocks * across):
+        for row in range(each):
+            axes[spare // across * each + row][spare % across].set_visible(False)
+    columns = [
+        [axes[number // across * each + row][number % across] for row in range(each)] for number in range(len(models))
+    ]
+    for column, title in zip(columns, titles, strict=True):
+        column[0].set_title(title, loc="left", weight="bold")
+    return made, columns
+
+
+def beside(count: int) -> int:
+    """How many of so many panels stand in one row."""
+    return count if count <= ACROSS + 1 else ACROSS

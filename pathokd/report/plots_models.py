@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import dots, legend, named, offset
+from pathokd.report.plot_parts import dots, fitted, legend, named, offset
 from pathokd.report.style import INK, colours, figure, markers, styled
 
 
@@ -38,13 +38,13 @@ def forest(differences: pd.DataFrame, wanted: Mapping[tuple[str, str], str], ref
         ax.set_yticks(range(len(keys)), [wanted[key].lstrip("-") for key in keys])
         ax.invert_yaxis()
         ax.grid(axis="x")
-        ax.set_xlabel(f"difference from {reference} (95 % interval); right is better")
+        ax.set_xlabel(fitted(f"difference from {reference} (95 % interval); right is better", 4.6))
         legend(made, ax)
         return made
 
 
 def accuracy_against_robustness(table: pd.DataFrame, x_label: str) -> Figure:
-    """One marker per model, its area growing with the number of parameters.
+    """One marker per model, its area growing with the number of parameters, named below: models lie close together.
 
     Args:
         table: model, params (NaN if unknown), x, x_low, x_high, y, y_low, y_high.
@@ -53,7 +53,7 @@ def accuracy_against_robustness(table: pd.DataFrame, x_label: str) -> Figure:
     with styled():
         made = figure(5.4, 3.6)
         ax = made.subplots()
-        colour = colours(list(table["model"]))
+        colour, marker = colours(list(table["model"])), markers(list(table["model"]))
         for row in table.to_dict("records"):
             name, x, y = row["model"], row["x"], row["y"]
             params = row["params"]
@@ -61,10 +61,13 @@ def accuracy_against_robustness(table: pd.DataFrame, x_label: str) -> Figure:
             xerr = [[max(0, x - row["x_low"])], [max(0, row["x_high"] - x)]]
             yerr = [[max(0, y - row["y_low"])], [max(0, row["y_high"] - y)]]
             ax.errorbar(x, y, xerr=xerr, yerr=yerr, color=colour[name], lw=0, elinewidth=1, alpha=0.8)
-            ax.scatter(x, y, s=size, color=colour[name], alpha=0.75, lw=0)
+            ax.scatter(x, y, s=size, color=colour[name], marker=marker[name], alpha=0.75, lw=0)
             note = name if pd.isna(params) else f"{name}, {params / 1e6:.3g} M"
-            ax.annotate(note, (x, y), xytext=(9, 7), textcoords="offset points", fontsize=9)
+            if len(table) == 1:
+                ax.annotate(note, (x, y), xytext=(9, 7), textcoords="offset points", fontsize=9)
+            ax.plot([], [], color=colour[name], marker=marker[name], ms=6, lw=0, label=named(note))
         ax.grid()
         ax.margins(0.18)
         ax.set(xlabel=x_label, ylabel="tissue probe, balanced accuracy")
+        legend(made, ax)
         return made

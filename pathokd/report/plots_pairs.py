@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pathokd.metrics.aggregate import Condition
-from pathokd.report.plot_parts import LETTER, legend, lines
+from pathokd.report.plot_parts import LETTER, beside, legend, lines, panels, short
 from pathokd.report.style import FAINT, INK, colours, figure, grid, styled
 from pathokd.types import FloatArray, Rgb
 
@@ -32,25 +32,25 @@ def heatmaps(pairs: pd.DataFrame, metric: str, models: Sequence[str], conditions
         matrices = {model: _matrix(kept[kept["model"] == model]) for model in models}
         size = len(next(iter(matrices.values()))[0])
         side = 1.1 + 0.5 * size
-        made, axes = grid(1, len(models), side + 0.3, side)
+        made, axes = panels(models, side + 0.3, side, inner=0.2 + 0.5 * size)
+        across = beside(len(models))
         made.set_layout_engine("compressed")  # for square panels; "constrained" cuts their titles off
         low = min(np.nanmin(values) for _, values in matrices.values())
-        for number, (model, (names, values)) in enumerate(matrices.items()):
-            ax = axes[0][number]
+        for number, (names, values) in enumerate(matrices.values()):
+            ax = axes[number][0]
             bottom = min(0.9, max(0.0, math.floor(low * 10) / 10)) if metric == "cosine" else 0.0
             image = ax.imshow(values, vmin=bottom, vmax=1, cmap="cividis")
             _annotate(ax, values, bottom)
             ax.set_xticks(range(size), names, rotation=40, ha="right")
-            ax.set_yticks(range(size), names if number == 0 else [""] * size)
-            ax.set_title(model, loc="left", weight="bold")
+            ax.set_yticks(range(size), names if number % across == 0 else [""] * size)
             ax.tick_params(length=0)
             for spine in ax.spines.values():
                 spine.set_visible(False)
-        bar = made.colorbar(image, ax=axes[0], shrink=0.7, pad=0.02)
+        bar = made.colorbar(image, ax=[ax for (ax,) in axes], shrink=0.7, pad=0.02)
         bar.outline.set_visible(False)
         axes[0][0].set_ylabel(kind if metric == "cosine" else f"{kind} that asks")
         if metric != "cosine":
-            axes[0][0].set_xlabel("is searched (with its own)")
+            axes[(len(axes) - 1) // across * across][0].set_xlabel("is searched (with its own)")
         return made
 
 
@@ -136,19 +136,23 @@ def distribution(table: pd.DataFrame, group: str, models: Sequence[str]) -> Figu
             ax, part = axes[row][0], table[table["model"] == model]
             share, tail = part["count"] / part["count"].sum(), float(part["tail"].iloc[0])
             ax.bar(part["low"], share, width=0.005, align="edge", color=colour[model], lw=0)
-            ax.axvspan(-1, tail, color="#D55E00", alpha=0.18, lw=0)
-            ax.axvline(tail, color="#D55E00", lw=1)
+            start, words = max(-1.0, left - 0.06), f"lowest 5 %, below {tail:.2f}"
+            if tail < 1:
+                ax.axvspan(-1, tail, color="#D55E00", alpha=0.18, lw=0)
+                ax.axvline(tail, color="#D55E00", lw=1)
+            else:  # the tail lies within the last bar: shaded, it would be all there is
+                words = f"more than 95 % above {tail - 0.005:.3f}    "
             ax.text(
                 tail,
                 0.97,
-                f"lowest 5 %, below {tail:.2f}  ",
+                f"  {words}  ",
                 transform=ax.get_xaxis_transform(),
                 va="top",
-                ha="right",
+                ha="right" if tail - start > 0.4 * (1 - start) else "left",
                 fontsize=8,
             )
             ax.set_title(model, loc="left", fontsize=9)
-            ax.set(xlim=(max(-1.0, left - 0.06), 1.005), yticks=[])
+            ax.set(xlim=(start, 1.005), yticks=[])
             ax.spines["left"].set_visible(False)
             if row < len(models) - 1:
                 ax.set_xticklabels([])
@@ -167,8 +171,8 @@ def strips(table: pd.DataFrame, models: Sequence[str], read: Callable[[int], Rgb
     with styled():
         first = table[table["model"] == models[0]]
         places, conditions = list(dict.fromkeys(first["pair_id"])), list(dict.fromkeys(first["condition"]))[:8]
-        lines = 0.13 * len(models)
-        words = max(map(len, models)) + 6 if len(models) > 1 else 0  # a name and its cosine
+        lines, called = 0.17 * len(models), short(models, 24)
+        words = max(map(len, called.values())) + 6 if len(models) > 1 else 0  # a name and its cosine
         made = figure(max(1.25, LETTER * words) * len(conditions) + 0.1, (1.28 + lines) * len(places) + 0.25)
         axes = made.subplots(len(places), len(conditions), squeeze=False)
         made.get_layout_engine().set(h_pad=0.05, rect=(0, 0, 1, 0.985))  # type: ignore[union-attr, call-arg]
@@ -186,7 +190,7 @@ def strips(table: pd.DataFrame, models: Sequence[str], read: Callable[[int], Rgb
                     continue
                 for line, model in enumerate(models):
                     cosine = float(here[here["model"] == model]["cosine"].iloc[0])
-                    text = f"{cosine:.2f}" if len(models) == 1 else f"{model} {cosine:.2f}"
+                    text = f"{cosine:.2f}" if len(models) == 1 else f"{called[model]} {cosine:.2f}"
                     ax.text(
                         0.5, -0.04 - 0.12 * line, text, transform=ax.transAxes, ha="center", va="top", fontsize=7.5,
                         color=INK,

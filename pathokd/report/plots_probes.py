@@ -156,6 +156,8 @@ def turns(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
             groups = list(dict.fromkeys(table["group"]))
             for number, model in enumerate(models):
                 part = table[table["model"] == model]
+                if part.empty:
+                    continue  # stored features cannot be turned
                 y = np.array([groups.index(g) for g in part["group"]]) + offset(number, len(models), 0.2)
                 dots(ax, part, y, color=colour[model], marker=marker[model], ms=5, elinewidth=1.2, label=named(model))
             ax.set_yticks(range(len(groups)), groups if ax is axes[0][0] else [""] * len(groups))

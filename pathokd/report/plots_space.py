@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pathokd.report.plot_parts import legend, lines, named, word
+from pathokd.report.plot_parts import beside, legend, lines, named, panels, word
 from pathokd.report.style import FAINT, colours, grid, markers, styled
 
 TYPE_COLOURS = {"SS": "#009E73", "SO": "#56B4E9", "OS": "#D55E00", "OO": "#8C8C8C"}
@@ -73,8 +73,9 @@ def neighbours_by_rank(ranks: pd.DataFrame, confounder: str, models: Sequence[st
     """
     with styled():
         table = ranks[ranks["confounder"] == confounder]
-        made, axes = grid(1, len(models), 3.0, 2.6)
-        for ax, model in zip(axes[0], models, strict=True):
+        made, axes = panels(models, 3.0, 2.6)
+        across = beside(len(models))
+        for number, ((ax,), model) in enumerate(zip(axes, models, strict=True)):
             wide = table[table["model"] == model].pivot_table(index="rank", columns="type", values="share")
             kinds = [kind for kind in TYPE_COLOURS if kind in wide]
             ax.stackplot(
@@ -85,10 +86,10 @@ def neighbours_by_rank(ranks: pd.DataFrame, confounder: str, models: Sequence[st
                 lw=0,
             )
             ax.set(xlim=(1, wide.index.max()), ylim=(0, 1), xlabel="rank of neighbour")
-            ax.set_title(model, loc="left", weight="bold")
-            if ax is not axes[0][0]:
+            if number % across:
                 ax.set_yticklabels([])
-        axes[0][0].set_ylabel("share")
+            else:
+                ax.set_ylabel("share")
         handles, labels = axes[0][0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside lower center", ncols=min(2, len(models)), fontsize=8)
         return made
@@ -109,12 +110,13 @@ def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
     """
     with styled():
         columns = coloured_by(table)
-        made, axes = grid(len(columns), len(models), 3.1, 2.9)
+        made, axes = panels(models, 3.1, 2.9, len(columns))
+        across = beside(len(models))
         for row, column in enumerate(columns):
             names = sorted(table[column].astype(str).unique())
             colour, marker = colours(names), markers(names)
             for number, model in enumerate(models):
-                ax, part = axes[row][number], table[table["model"] == model]
+                ax, part = axes[number][row], table[table["model"] == model]
                 for name in names:
                     some = part[part[column].astype(str) == name]
                     ax.scatter(
@@ -128,13 +130,12 @@ def projection(table: pd.DataFrame, models: Sequence[str]) -> Figure:
                         label=named(name),
                     )
                 ax.set(xticks=[], yticks=[])
-                if row == 0:
-                    ax.set_title(model, loc="left", weight="bold")
+                if number % across == 0:
+                    ax.set_ylabel(f"by {'tissue' if column == 'label' else word(column)}")
                 if part.empty:
                     ax.text(0.5, 0.5, "all tiles alike", ha="center", va="center", transform=ax.transAxes, color=FAINT)
                     continue  # a collapsed model has no axes
                 share = part[["share1", "share2"]].iloc[0]
                 ax.set_xlabel(f"PC 1 ({share['share1']:.0%})   PC 2 ({share['share2']:.0%})", fontsize=8, color=FAINT)
-            axes[row][0].set_ylabel(f"by {'tissue' if column == 'label' else word(column)}")
-            axes[row][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6)
+            axes[across - 1][row].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6)
         return made

@@ -12,12 +12,13 @@ LOOK_PX = 512
 """Longest side of the thumbnail that is looked at."""
 
 
-def inspect_slide(path: str | Path, *, mpp: Mpp | None = None) -> dict[str, Any]:
+def inspect_slide(path: str | Path, *, mpp: Mpp | None = None, mpp_else: Mpp | None = None) -> dict[str, Any]:
     """Collect what is known about a slide; nothing is raised for a bad file, the sentence stands in `error`.
 
     Args:
         path: the file.
-        mpp: microns per level-0 pixel where the file has none or a wrong one.
+        mpp: microns per level-0 pixel, whatever the file says.
+        mpp_else: microns per level-0 pixel if the file does not say.
 
     Returns:
         JSON-able: path, usable, error (None, or why the slide cannot be tiled), vendor, dimensions, levels
@@ -26,7 +27,7 @@ def inspect_slide(path: str | Path, *, mpp: Mpp | None = None) -> dict[str, Any]
         error only.
     """
     try:
-        slide = Slide(path, mpp=mpp)
+        slide = Slide(path, mpp=mpp, mpp_else=mpp_else)
     except SlideError as error:
         return {"path": str(Path(path).absolute()), "usable": False, "error": str(error)}
     with slide:

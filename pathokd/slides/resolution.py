@@ -34,33 +34,40 @@ class _Claim(NamedTuple):
     words: str
 
 
-def resolve_mpp(properties: Mapping[str, str], given: Mpp | None, path: str | Path) -> Resolution:
+def resolve_mpp(
+    properties: Mapping[str, str], given: Mpp | None, path: str | Path, otherwise: Mpp | None = None
+) -> Resolution:
     """Find the pixel size of level 0.
 
     The first plausible of, in order: the value given by the user, `openslide.mpp-x/y`, the OME physical pixel
-    size, the TIFF resolution tags, and 10 / objective power. An implausible value is passed over with a
-    warning when a later source has a plausible one; a value given by the user must be plausible.
+    size, the TIFF resolution tags, 10 / objective power, and what the user gives for slides that do not say. An
+    implausible value is passed over with a warning when a later source has a plausible one; a value given by the user
+    must be plausible.
 
     Args:
         properties: the slide's properties under OpenSlide's names (OME values as `ome.PhysicalSizeX/Y`, in
             um).
         given: microns per level-0 pixel from the user, or None.
         path: named in messages only.
+        otherwise: microns per level-0 pixel if the file does not say; where it says something else, a warning tells.
 
     Raises:
         SlideError: no source, or none within `MPP_RANGE`; the message says what was found and how to pass
             mpp.
     """
-    if given is not None and not _plausible(given):
-        raise SlideError(
-            f"The mpp given for {path} is {given:g} um/px, outside {_range()}: "
-            "pass the microns per level-0 pixel, say 0.5 for a 20x scan."
-        )
+    for number in (given, otherwise):
+        if number is not None and not _plausible(number):
+            raise SlideError(
+                f"The mpp given for {path} is {number:g} um/px, outside {_range()}: "
+                "pass the microns per level-0 pixel, say 0.5 for a 20x scan."
+            )
     rejected: list[str] = []
-    for claim in _claims(properties, given):
+    for claim in _claims(properties, given, otherwise):
         if _plausible(claim.mpp_x) and _plausible(claim.mpp_y):
             warnings = [f"Ignored an mpp of {words}, outside {_range()}." for words in rejected]
-            return Resolution(claim.mpp_x, claim.mpp_y, claim.source, (*warnings, *_anisotropy(claim)))
+            return Resolution(
+                claim.mpp_x, claim.mpp_y, claim.source, (*warnings, *_anisotropy(claim), *_left_aside(claim, otherwise))
+            )
         if not any(same.startswith(claim.words.split(" (")[0]) for same in rejected):
             # OpenSlide often derives its mpp from the same TIFF tags: say it once.
             rejected.append(claim.words)
@@ -70,7 +77,7 @@ def resolve_mpp(properties: Mapping[str, str], given: Mpp | None, path: str | Pa
     )
 
 
-def _claims(properties: Mapping[str, str], given: Mpp | None) -> Iterator[_Claim]:
+def _claims(properties: Mapping[str, str], given: Mpp | None, otherwise: Mpp | None) -> Iterator[_Claim]:
     if given is not None:
         yield _Claim("given", given, given, f"{given:g} um/px (given)")
     for source, prefix, words in (
@@ -88,6 +95,8 @@ def _claims(properties: Mapping[str, str], given: Mpp | None) -> Iterator[_Claim
     power = _number(properties.get("openslide.objective-power"))
     if power:
         yield _claim("objective", 10 / power, 10 / power, f"objective power {power:g}")
+    if otherwise is not None:
+        yield _Claim("given", otherwise, otherwise, f"{otherwise:g} um/px (given)")
 
 
 def _claim(source: MppSource, x: float | None, y: float | None, words: str) -> _Claim:
@@ -121,4 +130,13 @@ def _anisotropy(claim: _Claim) -> list[str]:
     return [
         f"Pixels are not square ({claim.mpp_x:.4g} x {claim.mpp_y:.4g} um, {difference:.1%} apart): "
         "their mean is used for both axes."
+    ]
+
+
+def _left_aside(claim: _Claim, otherwise: Mpp | None) -> list[str]:
+    if otherwise is None or claim.source == "given" or abs(claim.mpp_x - otherwise) <= MAX_ANISOTROPY * otherwise:
+        return []
+    return [
+        f"The file says {claim.words}: the {otherwise:g} um/px for slides that do not say are left aside; "
+        "the CSV's `mpp` column overrides a file."
     ]

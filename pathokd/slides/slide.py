@@ -29,7 +29,8 @@ class Slide:
 
     Args:
         path: the file (for MRXS and DICOM: the index file, any instance).
-        mpp: microns per level-0 pixel, where the file has none or a wrong one.
+        mpp: microns per level-0 pixel, whatever the file says.
+        mpp_else: microns per level-0 pixel if the file does not say.
         icc: convert tiles and thumbnails from the slide's ICC profile to sRGB, after the resize.
 
     Raises:
@@ -37,9 +38,11 @@ class Slide:
             opened; asking for `mpp` or a tile then says what is missing.
     """
 
-    def __init__(self, path: str | Path, *, mpp: Mpp | None = None, icc: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, mpp: Mpp | None = None, icc: bool = False, mpp_else: Mpp | None = None
+    ) -> None:
         self.path = Path(path).absolute()
-        self.given_mpp = mpp
+        self.given_mpp, self.mpp_else = mpp, mpp_else
         self.icc = icc
         self._open: tuple[int, Reader] | None = None
         reader = self._reader()
@@ -55,7 +58,7 @@ class Slide:
     @cached_property
     def resolution(self) -> Resolution:
         """Pixel size of level 0 with its source and warnings; SlideError if there is no usable one."""
-        return resolve_mpp(self.properties, self.given_mpp, self.path)
+        return resolve_mpp(self.properties, self.given_mpp, self.path, self.mpp_else)
 
     @property
     def mpp(self) -> Mpp:

@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pathokd.errors import ManifestError
@@ -45,15 +45,17 @@ class SlideSource:
     Args:
         slide_id: unique within a run; names the output files.
         path: absolute.
-        mpp: microns per level-0 pixel from the user, or None to take the file's.
+        mpp: microns per level-0 pixel from a CSV, whatever the file says, or None to take the file's.
         metadata: further columns, carried into the manifest. `label_map` (an absolute path) is used, not
             carried.
+        mpp_else: microns per level-0 pixel if neither `mpp` nor the file says.
     """
 
     slide_id: str
     path: Path
     mpp: Mpp | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    mpp_else: Mpp | None = None
 
 
 def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None = None) -> list[SlideSource]:
@@ -65,7 +67,7 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
 
     Args:
         sources: one or several of the above.
-        mpp: microns per level-0 pixel for every slide whose CSV row gives none (`--mpp-level0`).
+        mpp: microns per level-0 pixel for slides where neither a CSV nor the file says (`--mpp-level0`).
 
     Raises:
         ManifestError: nothing is found in one of them, a CSV lacks a path column, or two rows share a `slide_id`.
@@ -83,7 +85,7 @@ def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None =
     if not found:
         raise _no_slides("an empty list")
     named = _with_unique_ids(_one_per_series(list(found.values())))
-    return [SlideSource(s.slide_id, s.path, mpp if s.mpp is None else s.mpp, s.metadata) for s in named]
+    return [replace(source, mpp_else=mpp) for source in named]
 
 
 def _one_per_series(sources: list[SlideSource]) -> list[SlideSource]:

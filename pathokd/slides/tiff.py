@@ -47,6 +47,10 @@ class TiffReader:
 
     def _parse(self, path: Path) -> None:
         series = list(self._file.series)
+        if not series:
+            raise SlideError(
+                f"{path} begins as a TIFF and holds no image: it is cut off or damaged; copy it again from its source."
+            )
         sides = [_size(each) if {"X", "Y"} <= set(each.axes) else (0, 0) for each in series]
         number = max(range(len(series)), key=lambda i: sides[i][0] * sides[i][1])  # labels and macros may come first
         self._levels = [_check_rgb(level, path) for level in series[number].levels]

@@ -118,7 +118,7 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
     """
     started = time.monotonic()
     out = Path(out_dir)
-    with Slide(source.path, mpp=source.mpp, icc=spec.icc) as slide:
+    with Slide(source.path, mpp=source.mpp, icc=spec.icc, mpp_else=source.mpp_else) as slide:
         kept, n_grid, overview, mask = cut_slide(slide, source, spec)
         write_json(
             out / "geojson" / f"{source.slide_id}.geojson",
@@ -136,8 +136,9 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
             part.write_bytes(jpeg_bytes(picture))
         message = " ".join([*slide.warnings, *_remarks(n_grid, len(kept), overview, mask)])
         facts: dict[str, Any] = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
+        given = slide.mpp if slide.mpp_source == "given" else None
         # Written last: this file is what says that the slide is done.
-        TileManifest(kept, spec, source_facts(source), facts).write(_tiles_path(out, source.slide_id))
+        TileManifest(kept, spec, source_facts(source, given), facts).write(_tiles_path(out, source.slide_id))
         return _outcome(source, "ok", len(kept), started, **facts)
 
 
@@ -176,8 +177,13 @@ def find_tissue(overview: Overview, mpp_level0: float) -> Mask:
     return mask
 
 
-def source_facts(source: SlideSource) -> dict[str, Any]:
-    """What a slide's tiles depend on besides the settings, for the header of its manifest."""
+def source_facts(source: SlideSource, mpp_given: float | None) -> dict[str, Any]:
+    """What a slide's tiles depend on besides the settings, for the header of its manifest.
+
+    Args:
+        source: the slide.
+        mpp_given: microns per level-0 pixel if the user gave it and it was taken, None if the file's was.
+    """
     try:
         stat = source.path.stat()
     except (OSError, ValueError):  # opening it will say what is wrong with it
@@ -185,7 +191,7 @@ def source_facts(source: SlideSource) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "slide": str(source.path),
         "slide_bytes": None if stat is None else stat.st_size,
-        "mpp_given": source.mpp,
+        "mpp_given": mpp_given,
         "metadata": dict(source.metadata),
     }
     if label_map := source.metadata.get("label_map"):
@@ -296,7 +302,10 @@ def _is_done(source: SlideSource, spec: TileSpec, out: Path) -> bool:
     except ManifestError:
         # Truncated, or not ours: redo it.
         return False
-    check_header(header, TileManifest(empty_frame(), spec, source_facts(source)).header, path)
+    given = source.mpp
+    if given is None and header.get("settings", {}).get("mpp_given") is not None:
+        given = source.mpp_else  # a slide that said its own then says so now
+    check_header(header, TileManifest(empty_frame(), spec, source_facts(source, given)).header, path)
     return True
 
 

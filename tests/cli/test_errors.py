@@ -73,6 +73,10 @@ def test_bad_slides_are_rows_and_the_good_ones_are_done(
         (["pack", "{tmp}/empty", "--out", "{tmp}/out"], "pathokd tile"),
         (["export", "{tmp}/empty", "--out", "{tmp}/out"], "holds no checkpoints"),
         (["embed", "h0_mnii", "{tmp}/empty", "--out", "{tmp}/out"], "h0_mini"),
+        (
+            ["embed", "student", "{tmp}/empty", "--out", "{tmp}/out"],
+            "There is no folder student here, and no model card",
+        ),
         (["compare", "a=h0_mini", "--data", "{tmp}/empty"], "pathokd pack"),
         (["phantom", "{tmp}/out", "--stainings", "[HE,PAS]"], "PAS"),
         (["validate", "--config", "{root}/configs/distill/quickstart.yaml", "--out", "{tmp}/out"], "train first"),

@@ -21,6 +21,8 @@ from pathokd.cli.main import main
         ("prototypes", ["--max-tiles", "0"], "must be at least 1, got 1, 16 and 0"),
         ("prototypes", ["--batch-size", "0"], "batch_size must be at least 1"),
         ("prototypes", ["--seed", "-1"], "seed must not be negative, got -1"),
+        ("prototypes", ["--scale", "2,3"], "got (2.0, 3.0)"),
+        ("prototypes", ["--temperatures", "0"], "temperatures"),
         ("denoise", ["--batch-size", "0"], "batch_size must be at least 1"),
         ("denoise", ["--workers", "-1"], "workers at least 0, got 32 and -1"),
         ("denoise", ["--seed", "-1"], "seed must not be negative, got -1"),
@@ -52,9 +54,12 @@ def test_a_folder_is_no_file(
     registered_packed: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
+    """It was said after the teacher had seen every place."""
     words = ["denoise", str(tiny_teacher), str(registered_packed), "--out", str(tmp_path / "out"), "--workers", "0"]
     assert main(words) == 1
-    assert "Is a directory" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "out is a folder: name the file to write" in told
+    assert "Comparing places" not in told
 
 
 def test_overwrite_leaves_what_is_not_of_the_targets(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:

@@ -42,11 +42,28 @@ def test_a_shard_in_odd_digits(tiles: Path, tiny_teacher: Path, capsys: pytest.C
     assert "--shard takes I/N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--workers", "0"], ["--batch-size", "0"]])
+def test_none_at_a_time(
+    option: list[str], tiles: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with an empty summary stayed behind, and `verify` called it one of no embeddings."""
+    assert main(["embed", str(tiny_teacher), str(tiles / "tiles"), "--out", str(tmp_path / "out"), *option]) == 1
+    assert "should be at least 1, got 0." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_of_a_tiled_folder(tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ended in "'n_unreadable'." and said no more."""
+    assert main(["verify", str(tiles / "tiles")]) == 1
+    assert "no column n_unreadable; give the folder that `pathokd embed` wrote)." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("models", "options", "sentence"),
     [
         (["t={m}", "t={m}"], [], "models should have different names, got t, t: write NAME=MODEL."),
         (["{m}", "{m}"], [], "models should have different names"),
+        (["a={m}"], ["--out", "{tmp}"], "is a folder: name the file to write"),
         (["a={m}", "b={m}"], ["--fidelity", "a:b"], "--fidelity compares on packed tiles"),
         (
             ["a={m}", "b={m}"],
@@ -111,3 +128,19 @@ def test_a_truncated_slide_is_one_sentence(tiles: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "cannot be tiled" in done.stdout
     assert done.stderr == ""
+
+
+def test_inspect_takes_the_option_that_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It told to pass --mpp-level0 and had --mpp only."""
+    scan = render(make_scene(3, 420.0, margin_um=40.0, region_um=120.0), "HE", "S50")
+    slide = str(write_pyramid(tmp_path / "mute.tif", scan, None))
+    assert main(["inspect", slide]) == 1
+    assert "--mpp-level0" in capsys.readouterr().out
+    assert main(["inspect", slide, "--mpp-level0", "0.5"]) == 0
+
+
+def test_a_slide_without_its_end_is_called_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scanners write the directory of images last; without it the sentence was "max() arg is an empty sequence"."""
+    (tmp_path / "cut.svs").write_bytes(b"II*\0" + (100_000).to_bytes(4, "little") + bytes(5000))
+    assert main(["inspect", str(tmp_path / "cut.svs")]) == 1
+    assert "holds no image: it is cut off or damaged; copy it again from its source." in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_a_faulty_recipe(
         ),
         (["tile", "x", "--out", "y", "--tile-pix", "7"], "--tile-pix 7 (did you mean --tile-px?)"),
         (["tile", "x", "--out", "y", "--border", "out"], "--border: expected one of 'inside', 'cover', got out;"),
-        (["tile"], "required: out, slides;"),
+        (["tile"], "required: --out, slides;"),
         (["fit", "--config", str(RECIPE), "--trainer.maxsteps", "2"], "(did you mean --trainer.max_steps"),
         (["fit", "--config", str(RECIPE), "--trainer.max_steps", "x"], "--trainer.max_steps: expected int, got x;"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
@@ -94,3 +94,39 @@ def test_help_begins_with_how_it_is_called(capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "usage: pathokd fit --config RECIPE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]"
     assert "--model.ema_momentum" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tile", "slides"], "the following arguments are required: --out;"),
+        (["embed", "model"], "the following arguments are required: --out, slides;"),
+        (["export", "x", "--out", "y", "--layout", "clamm"], "'anndata', 'parquet', got clamm;"),
+    ],
+)
+def test_a_wrong_command_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing --out was called "out", and of an option that may be left out the value was not said."""
+    code, text = refused(words, capsys)
+    assert (code, len(text.strip().splitlines())) == (2, 1)
+    assert said in text
+    assert "typing" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tile", "{tmp}", "--out", ""], "--out is empty, as an unset variable of the shell is: give it a value."),
+        (["tile", "", "--out", "{tmp}/out"], "slides is empty"),
+        (["pack", "", "--out", "{tmp}/out"], "tiles is empty"),
+        (["embed", "{tmp}", "{tmp}", "--mpp-level0", "0.5", "--device=", "--out", "{tmp}/out"], "--device is empty"),
+    ],
+)
+def test_an_empty_word_is_not_the_folder_one_stands_in(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `--out "$OUT"` and no such variable, tables and folders of tiles went there."""
+    monkeypatch.chdir(tmp_path)
+    code, text = refused([word.format(tmp=tmp_path) for word in words], capsys)
+    assert code == 1
+    assert said in text
+    assert not list(tmp_path.iterdir())

@@ -102,3 +102,13 @@ def test_arguments_are_checked(encoder: Encoder) -> None:
         Embedder(encoder, batch_size=0)
     with pytest.raises(ValueError, match="uint8 RGB"):
         Embedder(encoder)(np.zeros((2, 56, 56, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_one_image_is_to_be_given_as_a_list(encoder: Encoder, tmp_path: Path) -> None:
+    """A path was read letter by letter: "There is no image p"."""
+    embedder = Embedder(encoder)
+    tile = images(1, 28)[0]
+    for one in (str(tmp_path / "picture.png"), tmp_path / "picture.png", tile, Image.fromarray(tile)):
+        with pytest.raises(ValueError, match=r"images should be several, got .*: write \[image\] for one"):
+            embedder(one)  # type: ignore[arg-type]
+    assert embedder([tile]).shape == (1, embedder.dim)

@@ -245,6 +245,13 @@ def test_overwriting_that_was_cut_off_leaves_nothing_of_the_old_model(
     assert np.array_equal(found, model_features("m", student, tiles, tmp_path / "other").load(every))
 
 
+def test_slides_that_are_not_registered_are_one_sentence() -> None:
+    """Slides of three patients, each under a condition of its own, ended in pandas' "index out of bounds"."""
+    frame = pd.DataFrame({"pair_id": ["p", "q", "r"], "stain": ["HE", "IHC", "HE"], "scanner": ["A", "A", "B"]})
+    with pytest.raises(ManifestError, match=r"no place is seen under two of its conditions \(HE_A, IHC_A, HE_B\)"):
+        prepare(frame, "mine", drop_unpaired=True)
+
+
 @pytest.mark.parametrize("change", [{"x": 1}, {"y": 8}, {"mpp_level0": 0.01}])
 def test_kept_features_are_not_those_of_other_places(change: dict[str, float]) -> None:
     """A registration that was corrected (x and y of a slide) got the features of the old places."""

@@ -65,3 +65,13 @@ def test_anisotropy() -> None:
     assert not resolve_mpp({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.2524"}, None, "a").warnings
     found = resolve_mpp({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.26"}, None, "a")
     assert "not square" in found.warnings[0]
+
+
+def test_otherwise_comes_last() -> None:
+    mute = {"openslide.mpp-x": "264.6", "openslide.mpp-y": "264.6"}
+    assert resolve_mpp(mute, None, "a.svs", 0.5)[:3] == (0.5, 0.5, "given")
+    assert resolve_mpp(POWER, None, "a.svs", 0.5)[:3] == (0.25, 0.25, "objective")
+    assert resolve_mpp(POWER, 0.3, "a.svs", 0.5)[:3] == (0.3, 0.3, "given")
+    assert not resolve_mpp(POWER, None, "a.svs", 0.2501).warnings
+    with pytest.raises(SlideError, match=r"given for a\.svs is 0 um/px"):
+        resolve_mpp(POWER, None, "a.svs", 0.0)

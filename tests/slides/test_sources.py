@@ -57,7 +57,8 @@ def test_csv(folder: Path) -> None:
     first, second = find_slides(table, mpp=0.5)
     assert (first.slide_id, first.path, first.mpp) == ("x", folder / "a.svs", 0.25)
     assert first.metadata == {"stain": "HE", "label_map": str(folder / "maps/x.png")}
-    assert (second.slide_id, second.mpp, second.metadata["stain"]) == ("a", 0.5, "IHC")
+    assert (second.slide_id, second.mpp, second.metadata["stain"]) == ("a", None, "IHC")
+    assert {first.mpp_else, second.mpp_else} == {0.5}
 
 
 @pytest.mark.parametrize("header", ["wsi,mpp", "image_path,spacing_at_level_0", "sample_id,image_path,mpp"])

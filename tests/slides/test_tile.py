@@ -123,6 +123,27 @@ def test_slides_of_earlier_runs_do_not_leave_the_manifest_in_silence(
     assert TileManifest.read(out / "manifest.parquet").frame["slide_id"].unique().tolist() == ["a", "b"]
 
 
+def test_mpp_level0_is_for_slides_that_do_not_say(
+    write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path
+) -> None:
+    """It also took the place of what the others said, so that their tiles had another scale without a word."""
+    (tmp_path / "in").mkdir()
+    write_slide(tissue_like, name="in/mute.tif", mpp=None)
+    write_slide(tissue_like, name="in/says.tif", mpp=0.25)
+    out = tmp_path / "out"
+    assert tile_slides(find_slides(tmp_path / "in"), SPEC, out)["status"].tolist() == ["failed", "ok"]
+    # The sentence of the failed slide asks for --mpp-level0; that leaves the other as it is, and done.
+    told = tile_slides(find_slides(tmp_path / "in", mpp=0.5), SPEC, out)
+    assert told["status"].tolist() == ["ok", "skipped"]
+    assert told["mpp_level0"].tolist() == [0.5, 0.25]
+    assert told["mpp_source"].tolist() == ["given", "openslide"]
+    assert tile_slides(find_slides(tmp_path / "in", mpp=0.5), SPEC, out)["status"].tolist() == ["skipped", "skipped"]
+    with pytest.raises(StoreError, match=r"mute.* made with mpp_given = 0\.5, this run asks for 0\.4"):
+        tile_slides(find_slides(tmp_path / "in", mpp=0.4), SPEC, out)
+    anew = tile_slides(find_slides(tmp_path / "in", mpp=0.5), SPEC, tmp_path / "anew")
+    assert "says 0.25 um/px (openslide.mpp-x): the 0.5 um/px for slides that do not say" in anew["message"][1]
+
+
 def test_metadata_and_labels(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
     write_slide(tissue_like, name="a.tif")
     write_slide(tissue_like, name="b.tif")
