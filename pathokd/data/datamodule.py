@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
-from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
+from pathokd.data.places import Registered, RegisteredSpec, patient_column, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
 from pathokd.data.targets import TargetStore, tile_identity
 from pathokd.data.views import Geometry, Views, orientation
@@ -27,16 +27,11 @@ from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
 from pathokd.types import IntArray, Rgb
 
-PATIENT_COLUMNS = ("patient_id", "patient", "case_id", "case", "slide_id")
-"""Columns that may name what train and validation must not share, most telling first."""
 
-
-def patient_column(index: pd.DataFrame, split_by: str | None = None) -> str:
-    """The column that names the patients: `split_by`, or else the first of `PATIENT_COLUMNS` that names any."""
-    if split_by:
-        return split_by
-    named = (c for c in PATIENT_COLUMNS if c in index and (index[c].fillna("").astype(str).str.strip() != "").any())
-    return next(named, PATIENT_COLUMNS[-1])
+def split_column(index: pd.DataFrame, split_by: str | None = None) -> str:
+    """What train and validation must not share: `split_by`, or patients, cases, slides, the first that is named."""
+    cases = "case" in index and (index["case"].fillna("").astype(str).str.strip() != "").any()
+    return split_by or patient_column(index) or ("case" if cases else "slide_id")
 
 
 def split_rows(
@@ -48,7 +43,7 @@ def split_rows(
         index: one row per tile.
         val_fraction: share of the tiles wanted for validation, in [0, 1); whole groups are taken in a seeded order
             until it is reached, those of more than twice the share last; at least one group stays for training.
-        split_by: column that names the groups; by default the first of `PATIENT_COLUMNS` that names any.
+        split_by: column that names the groups; by default as `split_column`.
         seed: decides which groups.
 
     Returns:
@@ -59,7 +54,7 @@ def split_rows(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}.")
-    column = patient_column(index, split_by)
+    column = split_column(index, split_by)
     if column not in index:
         raise ManifestError(f"split_by={column!r} is no column of the tiles; they have {', '.join(index.columns)}.")
     rows = np.arange(len(index))
@@ -290,7 +285,7 @@ class TileDataModule(L.LightningDataModule):
     def _counted(self, rows: IntArray) -> str:
         """Tiles and slides, and patients where a column names them."""
         some = self._source().index.iloc[rows]
-        column = patient_column(some, self.split_by)
+        column = split_column(some, self.split_by)
         named = "" if column == "slide_id" else f", {some[column].nunique():,} by {column}"
         return f"{len(some):,} tiles of {some['slide_id'].nunique():,} slides{named}"
 

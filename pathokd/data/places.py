@@ -9,6 +9,8 @@ import pandas as pd
 
 from pathokd.errors import ManifestError
 
+PATIENT_COLUMNS = ("patient_id", "patient", "case_id")
+"""Columns that may name patients, most telling first."""
 TOLERANCE = 0.05
 """Largest distance of two tiles of one place, as a share of the tile's side."""
 
@@ -146,7 +148,7 @@ def check_one_slide(frame: pd.DataFrame, case_column: str, conditions: tuple[str
         raise ManifestError(
             f"{case_column} {case} has several slides under {'/'.join(condition)}, such as {first} and {second}, but "
             f"slides of one {case_column} are taken for the same tissue at the same microns: give each piece of tissue "
-            f"a {case_column} of its own, or leave slides out."
+            f"a {case_column} of its own (a column patient_id still keeps a patient's together), or leave slides out."
         )
 
 
@@ -157,6 +159,26 @@ def case_names(frame: pd.DataFrame, column: str) -> npt.NDArray[np.str_]:
     if blank.any():
         cases = cases.mask(blank, "slide " + frame["slide_id"].astype(str))
     return cases.to_numpy(str)
+
+
+def patient_column(frame: pd.DataFrame) -> str | None:
+    """The first of `PATIENT_COLUMNS` that names any; None where none does."""
+    named = (c for c in PATIENT_COLUMNS if c in frame and (frame[c].fillna("").astype(str).str.strip() != "").any())
+    return next(named, None)
+
+
+def patient_names(frame: pd.DataFrame, otherwise: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+    """Whose tissue a tile is, (n,), where a column names patients; a patient may have several cases.
+
+    Args:
+        frame: Manifest or packed index.
+        otherwise: (n,) names where no column does, and for empty cells.
+    """
+    column = patient_column(frame)
+    if column is None:
+        return otherwise
+    patients = frame[column].fillna("").astype(str).str.strip().to_numpy(str)
+    return np.where(patients == "", otherwise, patients)
 
 
 def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:

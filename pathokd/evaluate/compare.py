@@ -1,5 +1,6 @@
 """Several models on the same labelled, registered tiles: what they know, withstand and cost."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import pandas as pd
 
 from pathokd.cost.profile import ModelCost, profile_model
 from pathokd.data.packed import PackedTiles
-from pathokd.data.places import case_names
+from pathokd.data.places import case_names, patient_names
 from pathokd.embed import Embedder, Precision, embed_packed
 from pathokd.errors import ManifestError
 from pathokd.evaluate.paired_set import MIN_CASES
@@ -57,17 +58,18 @@ def compare_models(
 ) -> dict[str, ModelScores]:
     """Score models on packed tiles of registered, labelled slides.
 
-    The probe leaves one case out in turn and pools the predictions: every tile is tested once, by a probe
-    that never saw its case. Tiles count if one class covers 60 % of them and it is not background; classes
-    that occur in a single case are left out, as no probe could know them. Retrieval uses all tiles.
-    Intervals resample cases, or places where there are fewer than 8 cases.
+    The probe leaves one patient out in turn (one case, where no column names patients) and pools the predictions: every
+    tile is tested once, by a probe that never saw its patient. Tiles count if one class covers 60 % of them and it is
+    not background; classes of a single patient are left out, as no probe could know them. Retrieval uses all tiles;
+    where a case has several slides under one condition nobody knows which show the same tissue, and a warning says
+    that retrieval is left out. Intervals resample patients, or places where there are fewer than 8.
 
     Args:
         models: Name to encoder, or to what `load_encoder` takes.
         packed_dir: Packed tiles whose index has the columns named here and `label_share`.
         label_column: The class of a tile.
         group_columns: Columns that together name the unit resampled for the probe's interval; None takes
-            cases, or places.
+            patients, or places.
         condition_columns: Staining and scanner.
         case_column: Slides of one case are registered with each other.
         readout: How tokens become one vector, the same for all models.
@@ -89,16 +91,21 @@ def compare_models(
     frame = packed.index
     stain, scanner = condition_columns
     require_columns(frame, (label_column, "label_share", stain, scanner, case_column, *(group_columns or ())))
-    rows = probe_rows(frame, label_column, case_column)
+    patients = patient_names(frame, case_names(frame, case_column))
+    rows = probe_rows(frame, label_column, patients)
     places = place_ids(frame, case_column)
     if group_columns is None:
-        units = _units(frame, case_column, places, rows)
+        units = _units(patients[rows], places[rows])
     else:
         units = frame[list(group_columns)].astype(str).agg("/".join, axis=1).to_numpy()[rows]
-    across_scanners = registered_pairs(frame, vary=scanner, hold=stain, case_column=case_column)
-    across_stains = registered_pairs(frame, vary=stain, hold=scanner, case_column=case_column)
-    labels, cases = frame[label_column].to_numpy(str)[rows], frame[case_column].to_numpy(str)[rows]
-    shown = _units(frame, case_column, places, np.arange(len(frame)))
+    try:
+        across_scanners = registered_pairs(frame, vary=scanner, hold=stain, case_column=case_column)
+        across_stains = registered_pairs(frame, vary=stain, hold=scanner, case_column=case_column)
+    except ManifestError as error:
+        warnings.warn(f"Retrieval across scanners and stainings is left out: {error}", stacklevel=2)
+        across_scanners = across_stains = []
+    labels, folds = frame[label_column].to_numpy(str)[rows], patients[rows]
+    shown = _units(patients, places)
     scores = {}
     for name, model in models.items():
         embedder = Embedder(model, readout, precision, device, batch_size)
@@ -112,47 +119,47 @@ def compare_models(
             name=name,
             readout=readout,
             cost=profile_model(embedder.encoder, batch_size=min(batch_size, 8), seconds=cost_seconds),
-            probe=cross_probe(x[rows], labels, cases, units, seed),
+            probe=cross_probe(x[rows], labels, folds, units, seed),
             cross_scanner=score_retrieval(x, across_scanners, places, k, seed, units=shown),
             cross_staining=score_retrieval(x, across_stains, places, k, seed, units=shown),
         )
     return scores
 
 
-def _units(
-    frame: pd.DataFrame, case_column: str, places: npt.NDArray[np.str_], rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.str_]:
-    """What intervals resample, for some rows: places of a case go up and down together, so cases if there are enough.
+def _units(patients: npt.NDArray[np.str_], places: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
+    """What intervals resample: places of a patient go up and down together, so patients if there are enough.
 
     As in `pathokd robustness`. By places, intervals of 24 cases held the truth in 1 of 2 studies instead of 19 of 20.
     """
-    cases = case_names(frame, case_column)[rows]
-    return cases if len(np.unique(cases)) >= MIN_CASES else places[rows]
+    return patients if len(np.unique(patients)) >= MIN_CASES else places
 
 
-def probe_rows(frame: pd.DataFrame, label_column: str = "label", case_column: str = "case") -> npt.NDArray[np.int64]:
-    """Rows fit for the probe: one class covers 60 %, it is tissue, and it occurs in at least two cases.
+def probe_rows(
+    frame: pd.DataFrame, label_column: str = "label", patients: npt.NDArray[np.str_] | None = None
+) -> npt.NDArray[np.int64]:
+    """Rows fit for the probe: one class covers 60 %, it is tissue, and it occurs in at least two patients.
 
     Args:
         frame: Manifest or packed index.
         label_column: The class of a tile.
-        case_column: What is held out in turn.
+        patients: (n,) what is held out in turn; the column `case` by default.
 
     Returns:
         Row numbers.
 
     Raises:
-        ManifestError: Fewer than two classes or two cases are left.
+        ManifestError: Fewer than two classes or two patients are left.
     """
-    label, case = frame[label_column].astype(str), frame[case_column].astype(str)
+    label = frame[label_column].astype(str)
+    case = frame["case"].astype(str) if patients is None else pd.Series(patients, index=frame.index)
     keep = (frame["label_share"].to_numpy(np.float64) >= MIN_SHARE) & ~label.isin(NO_TISSUE).to_numpy()
     cases_of = case[keep].groupby(label[keep]).nunique()
     keep &= label.isin(cases_of.index[cases_of >= 2]).to_numpy()
     classes, cases = label[keep].nunique(), case[keep].nunique()
     if classes < 2 or cases < 2:
         raise ManifestError(
-            "The probe holds out one case at a time and needs two cases that share two classes; "
-            f"{len(frame)} tiles leave {classes} classes in {cases} cases (one class on {MIN_SHARE:.0%} of a "
-            "tile): add cases."
+            "The probe holds out one patient (or case) at a time and needs two that share two classes; "
+            f"{len(frame)} tiles leave {classes} classes in {cases} of them (one class on {MIN_SHARE:.0%} of a "
+            "tile): add patients."
         )
     return np.flatnonzero(keep)

@@ -3,7 +3,8 @@
 A paired manifest has one row per tile: `pair_id` names the place, `stain` and `scanner` the condition, and `site`,
 `label`, `case` whatever else is known. Rows are put together by `pair_id`, never by their order. Without `pair_id`, the
 columns `label` and `site` (PathoROB's `biological_class` and `medical_center`) allow the measures that need no pairs.
-Of an empty cell in `case` nobody knows: its place, or its slide or tile, is a case of its own.
+Of an empty cell in `case` nobody knows: its place, or its slide or tile, is a case of its own. A column that names
+patients (`patient_id`) keeps a patient's cases together.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pathokd.data.places import patient_column, patient_names
 from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
 from pathokd.metrics.aggregate import Condition
@@ -34,7 +36,7 @@ ALIASES = {
 }
 """Other names of columns, taken where the proper one is missing; of several the first."""
 MIN_CASES = 8
-"""With fewer cases than this, intervals resample places instead."""
+"""With fewer patients or cases than this, intervals resample places instead."""
 MIN_SHARE = 0.6
 """Tiles count as labelled if one class covers this share of them (where `label_share` says)."""
 NO_TISSUE = ("", "background", "nan")
@@ -124,16 +126,17 @@ class PairedSet:
         return np.flatnonzero(good).astype(np.int64)
 
     def unit_column(self) -> str:
-        """What intervals resample as a whole: cases or slides if there are enough, else places, else tiles."""
-        for name in ("case", *(() if self.registered else ("slide_id",))):
+        """What intervals resample as a whole: patients, cases or slides if there are enough, else places or tiles."""
+        for name in ("patient", "case", *(() if self.registered else ("slide_id",))):
             if name in self.frame and self.frame[name].nunique() >= MIN_CASES:
                 return str(name)
         return "pair_id" if self.registered else "key"
 
     def apart_column(self) -> str:
-        """What must not lie on both sides of a comparison: the case, else the place, else the slide or tile."""
-        if "case" in self.frame and self.frame["case"].nunique() >= 2:
-            return "case"
+        """What must not lie on both sides of a comparison: the patient or case, else the place, the slide or tile."""
+        for name in ("patient", "case"):
+            if name in self.frame and self.frame[name].nunique() >= 2:
+                return name
         return "pair_id" if self.registered else "slide_id" if "slide_id" in self.frame else "key"
 
 
@@ -177,6 +180,9 @@ def prepare(
     frame = frame.assign(key=_keys(frame))
     if "case" in frame:
         frame = _own_cases(frame, "pair_id" if paired else "slide_id" if "slide_id" in frame else "key")
+    if patient_column(frame):
+        unit = "case" if "case" in frame else "slide_id" if "slide_id" in frame else "pair_id" if paired else "key"
+        frame = frame.assign(patient=patient_names(frame, frame[unit].to_numpy(str)))
     if not paired:
         return _unpaired(frame, source, read)
     return _paired(frame, source, read, drop_unpaired)

@@ -43,6 +43,25 @@ def test_group_columns_name_the_resampled_unit(packed: PackedTiles, encoders: di
     assert scores["student"].probe.n_groups == 8
 
 
+def test_patients_with_several_slides_are_held_out_whole_and_not_paired(
+    packed: PackedTiles, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With patients as cases their blocks were paired with each other; with blocks as cases patients leaked."""
+    one, cases = {"student": encoders["student"]}, packed.index["case"]
+    by_case = compare_models(one, packed, batch_size=48, cost_seconds=0.0)["student"]
+    block = packed.index["slide_id"]
+    index = packed.index.assign(case=block, patient_id=cases)
+    monkeypatch.setattr(PackedTiles, "index", property(lambda _: index))
+    by_patient = compare_models(one, packed, batch_size=48, cost_seconds=0.0)["student"]
+    assert by_patient.probe.accuracy == by_case.probe.accuracy
+    assert by_patient.cross_scanner is None  # no case is seen under two scanners
+    index = packed.index.assign(case="all", patient_id=cases)
+    with pytest.warns(UserWarning, match="left out: case all has several slides under .*column patient_id still"):
+        crowded = compare_models(one, packed, batch_size=48, cost_seconds=0.0)["student"]
+    assert crowded.probe.accuracy == by_case.probe.accuracy
+    assert crowded.cross_scanner is crowded.cross_staining is None
+
+
 def test_many_cases_are_what_is_resampled(
     packed: PackedTiles, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +112,7 @@ def test_probe_rows(packed: PackedTiles) -> None:
     frame.loc[10:19, "label"] = "background"
     frame.loc[20:24, "label"] = "necrosis"  # in one case only
     assert probe_rows(frame).tolist() == list(range(25, len(frame)))
-    with pytest.raises(ManifestError, match="two cases that share two classes"):
+    with pytest.raises(ManifestError, match="needs two that share two classes"):
         probe_rows(frame[frame["case"] == "c0"])
 
 

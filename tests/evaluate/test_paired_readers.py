@@ -695,3 +695,18 @@ def test_tiles_of_unknown_site_are_left_out_and_counted() -> None:
     assert tiles.notes == ("2 of 4 tiles name no site and are left out.",)
     with pytest.raises(ManifestError, match="the column site is empty"):
         prepare(frame.assign(site=""), "made up")
+
+
+def test_a_patients_cases_are_kept_together() -> None:
+    """Two blocks of a patient are two cases, as they show other tissue; both sides of a comparison had one each."""
+    rows = [
+        {"pair_id": f"p{case}", "scanner": scanner, "case": f"c{case}", "patient_id": f"{case // 2}" if case else ""}
+        for case in range(20)
+        for scanner in "AB"
+    ]
+    tiles = prepare(pd.DataFrame(rows), "here")
+    assert tiles.apart_column() == tiles.unit_column() == "patient"
+    assert sorted(set(tiles.column("patient"))) == sorted({"c0", *(str(n) for n in range(10))})
+    one = prepare(pd.DataFrame(rows).assign(patient_id="same"), "here")
+    assert one.apart_column() == one.unit_column() == "case"
+    assert prepare(pd.DataFrame(rows).drop(columns="patient_id"), "here").apart_column() == "case"
