@@ -6,8 +6,10 @@ import os
 import re
 import sys
 import typing
+import warnings
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pathokd._version import __version__
@@ -152,8 +154,20 @@ def _dashed(args: list[str], function: Callable[..., Any]) -> list[str]:
     return out
 
 
+def plain_warnings() -> None:
+    """Show pathokd's own warnings as the sentences they are, without the line of code that they come from."""
+    default, own = warnings.formatwarning, Path(__file__).parents[1]
+
+    def shown(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        ours = category is UserWarning and Path(filename).is_relative_to(own)
+        return f"pathokd: {message}\n" if ours else default(message, category, filename, lineno, line)
+
+    warnings.formatwarning = shown
+
+
 def entry() -> None:
     """Console script."""
+    plain_warnings()
     try:
         sys.exit(main(sys.argv[1:]))
     except BrokenPipeError:  # `pathokd ... | head` has seen enough

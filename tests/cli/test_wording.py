@@ -1,12 +1,14 @@
 """A wrong argument or recipe is answered by one sentence that names it, without the page of options."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pathokd.cli.main import main
+from pathokd.cli import compare
+from pathokd.cli.main import main, plain_warnings
 from pathokd.cli.wording import sentence
 
 RECIPE = Path(__file__).parents[2] / "configs/distill/quickstart.yaml"
@@ -130,3 +132,12 @@ def test_an_empty_word_is_not_the_folder_one_stands_in(
     assert code == 1
     assert said in text
     assert not list(tmp_path.iterdir())
+
+
+def test_own_warnings_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They came with the path and the code of the line that warned."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    plain_warnings()
+    assert warnings.formatwarning("Look here.", UserWarning, compare.__file__, 3) == "pathokd: Look here.\n"
+    for category, file in ((DeprecationWarning, compare.__file__), (UserWarning, pytest.__file__)):
+        assert f"{file}:3: {category.__name__}: Look here." in warnings.formatwarning("Look here.", category, file, 3)
