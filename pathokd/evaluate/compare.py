@@ -62,7 +62,7 @@ def compare_models(
     tile is tested once, by a probe that never saw its patient. Tiles count if one class covers 60 % of them and it is
     not background; classes of a single patient are left out, as no probe could know them. Retrieval uses all tiles;
     where a case has several slides under one condition nobody knows which show the same tissue, and a warning says
-    that retrieval is left out. Intervals resample patients, or places where there are fewer than 8.
+    that retrieval is left out. Intervals resample patients, or places where there are fewer than 5.
 
     Args:
         models: Name to encoder, or to what `load_encoder` takes.

@@ -17,6 +17,7 @@ import pandas as pd
 
 from pathokd.data.places import patient_column, patient_names
 from pathokd.errors import ManifestError
+from pathokd.evaluate.bootstrap import FEW_GROUPS
 from pathokd.files import fingerprint
 from pathokd.metrics.aggregate import Condition
 from pathokd.types import Rgb
@@ -35,8 +36,8 @@ ALIASES = {
     "sample_id": "key",
 }
 """Other names of columns, taken where the proper one is missing; of several the first."""
-MIN_CASES = 8
-"""With fewer patients or cases than this, intervals resample places instead."""
+MIN_CASES = FEW_GROUPS
+"""With fewer patients or cases than this, intervals resample places instead, and speak of these patients only."""
 MIN_SHARE = 0.6
 """Tiles count as labelled if one class covers this share of them (where `label_share` says)."""
 NO_TISSUE = ("", "background", "nan")
