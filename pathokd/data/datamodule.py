@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
-from pathokd.data.places import Registered, RegisteredSpec, patient_column, registered_tiles
+from pathokd.data.places import PATIENT_COLUMNS, Registered, RegisteredSpec, first_named, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
 from pathokd.data.targets import TargetStore, tile_identity
 from pathokd.data.views import Geometry, Views, orientation
@@ -30,8 +30,7 @@ from pathokd.types import IntArray, Rgb
 
 def split_column(index: pd.DataFrame, split_by: str | None = None) -> str:
     """What train and validation must not share: `split_by`, or patients, cases, slides, the first that is named."""
-    cases = "case" in index and (index["case"].fillna("").astype(str).str.strip() != "").any()
-    return split_by or patient_column(index) or ("case" if cases else "slide_id")
+    return split_by or first_named(index, (*PATIENT_COLUMNS, "case")) or "slide_id"
 
 
 def split_rows(

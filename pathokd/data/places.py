@@ -1,5 +1,6 @@
 """Which tiles show one place: slides of a case are registered when the same microns are the same tissue."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -154,17 +155,21 @@ def check_one_slide(frame: pd.DataFrame, case_column: str, conditions: tuple[str
 
 def case_names(frame: pd.DataFrame, column: str) -> npt.NDArray[np.str_]:
     """Whose slides are registered with each other, (n,): of an empty cell nobody knows, and its slide is alone."""
-    cases = frame[column].fillna("").astype(str)
-    blank = (cases.str.strip() == "").to_numpy()
+    cases, blank = frame[column].astype(str), blank_cells(frame, column)
     if blank.any():
         cases = cases.mask(blank, "slide " + frame["slide_id"].astype(str))
     return cases.to_numpy(str)
 
 
-def patient_column(frame: pd.DataFrame) -> str | None:
-    """The first of `PATIENT_COLUMNS` that names any; None where none does."""
-    named = (c for c in PATIENT_COLUMNS if c in frame and (frame[c].fillna("").astype(str).str.strip() != "").any())
-    return next(named, None)
+def blank_cells(frame: pd.DataFrame, column: str) -> npt.NDArray[np.bool_]:
+    """Where a column says nothing, (n,)."""
+    text = frame[column].astype(object).fillna("").astype(str)
+    return (text.str.strip() == "").to_numpy(bool)
+
+
+def first_named(frame: pd.DataFrame, columns: Iterable[str]) -> str | None:
+    """The first of some columns that is there and says anything; None if there is none."""
+    return next((name for name in columns if name in frame and not blank_cells(frame, name).all()), None)
 
 
 def patient_names(frame: pd.DataFrame, otherwise: npt.NDArray[np.str_]) -> npt.NDArray[np.str_]:
@@ -174,11 +179,10 @@ def patient_names(frame: pd.DataFrame, otherwise: npt.NDArray[np.str_]) -> npt.N
         frame: Manifest or packed index.
         otherwise: (n,) names where no column does, and for empty cells.
     """
-    column = patient_column(frame)
+    column = first_named(frame, PATIENT_COLUMNS)
     if column is None:
         return otherwise
-    patients = frame[column].fillna("").astype(str).str.strip().to_numpy(str)
-    return np.where(patients == "", otherwise, patients)
+    return np.where(blank_cells(frame, column), otherwise, frame[column].astype(str).str.strip().to_numpy(str))
 
 
 def centre_um(frame: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -351,7 +351,7 @@ def _claim(
 
 
 def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:
-    with Slide(source.path, mpp=source.mpp, mpp_else=source.mpp_else) as slide:
+    with source.open() as slide:
         appearance = _slide_appearance(slide)
         width, height = slide.dimensions
         rows = range(0, height, BLOCK_PX)
@@ -413,7 +413,7 @@ def _shown(slides: Sequence[SlideSource]) -> list[Rgb]:
     trouble: SlideError | None = None
     for source in slides:
         try:
-            with Slide(source.path, mpp=source.mpp, mpp_else=source.mpp_else) as slide:
+            with source.open() as slide:
                 return _tissue_tiles(slide, 40)
         except SlideError as error:
             trouble = trouble or error

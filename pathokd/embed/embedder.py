@@ -25,7 +25,6 @@ from pathokd.models.outside import Transform
 from pathokd.models.plugins import as_encoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileSpec
-from pathokd.slides.slide import Slide
 from pathokd.slides.sources import SlideSource
 from pathokd.slides.tile import cut_slide
 from pathokd.types import Mpp
@@ -210,7 +209,7 @@ class Embedder:
         for sentence in mismatches(card, spec):
             warnings.warn(sentence, stacklevel=2)
         source = SlideSource(Path(path).stem, Path(path).absolute(), mpp_else=mpp_level0)
-        with Slide(path, mpp_else=mpp_level0) as slide, Bars() as bars:
+        with source.open() as slide, Bars() as bars:
             tiles = cut_slide(slide, source, spec).kept
             if tiles.empty:
                 raise SlideError(f"{path} holds no tile with {min_tissue:.0%} tissue: look at it, or lower min_tissue.")

@@ -11,7 +11,7 @@ from pathokd.types import FloatArray
 
 RESAMPLES = 1000
 FEW_GROUPS = 5
-"""Intervals of fewer are too narrow, see `percentiles`."""
+"""Intervals of fewer are too narrow, see `percentiles`; of fewer patients or cases, places are resampled instead."""
 Interval = tuple[float, float]
 
 

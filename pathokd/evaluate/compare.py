@@ -14,7 +14,7 @@ from pathokd.data.packed import PackedTiles
 from pathokd.data.places import case_names, patient_names
 from pathokd.embed import Embedder, Precision, embed_packed
 from pathokd.errors import ManifestError
-from pathokd.evaluate.paired_set import MIN_CASES
+from pathokd.evaluate.bootstrap import FEW_GROUPS
 from pathokd.evaluate.pairs import place_ids, registered_pairs, require_columns
 from pathokd.evaluate.probes import ProbeResult, cross_probe
 from pathokd.evaluate.retrieval import RetrievalScore, score_retrieval
@@ -131,7 +131,7 @@ def _units(patients: npt.NDArray[np.str_], places: npt.NDArray[np.str_]) -> npt.
 
     As in `pathokd robustness`. By places, intervals of 24 cases held the truth in 1 of 2 studies instead of 19 of 20.
     """
-    return patients if len(np.unique(patients)) >= MIN_CASES else places
+    return patients if len(np.unique(patients)) >= FEW_GROUPS else places
 
 
 def probe_rows(

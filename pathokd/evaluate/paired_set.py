@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pathokd.data.places import patient_column, patient_names
+from pathokd.data.places import PATIENT_COLUMNS, blank_cells, first_named, patient_names
 from pathokd.errors import ManifestError
 from pathokd.evaluate.bootstrap import FEW_GROUPS
 from pathokd.files import fingerprint
@@ -36,8 +36,6 @@ ALIASES = {
     "sample_id": "key",
 }
 """Other names of columns, taken where the proper one is missing; of several the first."""
-MIN_CASES = FEW_GROUPS
-"""With fewer patients or cases than this, intervals resample places instead, and speak of these patients only."""
 MIN_SHARE = 0.6
 """Tiles count as labelled if one class covers this share of them (where `label_share` says)."""
 NO_TISSUE = ("", "background", "nan")
@@ -129,7 +127,7 @@ class PairedSet:
     def unit_column(self) -> str:
         """What intervals resample as a whole: patients, cases or slides if there are enough, else places or tiles."""
         for name in ("patient", "case", *(() if self.registered else ("slide_id",))):
-            if name in self.frame and self.frame[name].nunique() >= MIN_CASES:
+            if name in self.frame and self.frame[name].nunique() >= FEW_GROUPS:
                 return str(name)
         return "pair_id" if self.registered else "key"
 
@@ -181,7 +179,7 @@ def prepare(
     frame = frame.assign(key=_keys(frame))
     if "case" in frame:
         frame = _own_cases(frame, "pair_id" if paired else "slide_id" if "slide_id" in frame else "key")
-    if patient_column(frame):
+    if first_named(frame, PATIENT_COLUMNS):
         unit = "case" if "case" in frame else "slide_id" if "slide_id" in frame else "pair_id" if paired else "key"
         frame = frame.assign(patient=patient_names(frame, frame[unit].to_numpy(str)))
     if not paired:
@@ -287,7 +285,7 @@ def _paired(frame: pd.DataFrame, source: str, read: Read | None, drop_unpaired: 
 
 def check_named(frame: pd.DataFrame, name: str, source: str) -> None:
     """Raise ManifestError where some rows have a condition and others none: who knows which of the others it is."""
-    blank = frame[name].astype(object).fillna("").astype(str).str.strip() == ""
+    blank = blank_cells(frame, name)
     if blank.any() and not blank.all():
         raise ManifestError(
             f"{source}: {blank.sum()} of {len(frame)} rows have no {name}, which may be one of those that the others "

@@ -13,6 +13,7 @@ from pathokd.errors import ManifestError
 from pathokd.slides.dicom import series_uid
 from pathokd.slides.manifest import COLUMNS, LABEL_COLUMNS
 from pathokd.slides.picture import SUFFIXES as PICTURES
+from pathokd.slides.slide import Slide
 from pathokd.types import Mpp
 
 SUFFIXES = (
@@ -56,6 +57,10 @@ class SlideSource:
     mpp: Mpp | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     mpp_else: Mpp | None = None
+
+    def open(self, *, icc: bool = False) -> Slide:
+        """The slide, with the pixel size that is known of it; see `Slide`."""
+        return Slide(self.path, mpp=self.mpp, icc=icc, mpp_else=self.mpp_else)
 
 
 def find_slides(sources: str | Path | Sequence[str | Path], *, mpp: Mpp | None = None) -> list[SlideSource]:

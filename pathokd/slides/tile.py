@@ -118,7 +118,7 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
     """
     started = time.monotonic()
     out = Path(out_dir)
-    with Slide(source.path, mpp=source.mpp, icc=spec.icc, mpp_else=source.mpp_else) as slide:
+    with source.open(icc=spec.icc) as slide:
         kept, n_grid, overview, mask = cut_slide(slide, source, spec)
         write_json(
             out / "geojson" / f"{source.slide_id}.geojson",
