@@ -93,6 +93,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_file(path: str | Path, example: str) -> None:
+    """Refuse, before the work, to write a file where a folder is.
+
+    Args:
+        path: where the file goes.
+        example: of a name for it.
+
+    Raises:
+        StoreError: a folder of that name is there.
+    """
+    if Path(path).is_dir():
+        raise StoreError(f"{path} is a folder: name the file to write, such as {path}/{example}.")
+
+
 def check_summary(path: str | Path, columns: Iterable[str], verb: str) -> None:
     """Refuse to write a summary over the table of another verb or program.
 

@@ -1,11 +1,10 @@
 """`pathokd compare`: models side by side on registered, labelled tiles, or on labelled images."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from pathokd.cli.named import named_models
-from pathokd.errors import StoreError
+from pathokd.files import check_file
 
 
 def compare(
@@ -35,8 +34,8 @@ def compare(
         raise ValueError("--fidelity compares on packed tiles: give these as --data, or leave it out.")
     if fidelity and (fidelity.count(":") != 1 or not {*fidelity.split(":")} <= named.keys()):
         raise ValueError(f"--fidelity takes STUDENT:TEACHER out of {', '.join(named)}, got {fidelity!r}.")
-    if out and Path(out).is_dir():
-        raise StoreError(f"{out} is a folder: name the file to write, such as {out}/comparison.json.")
+    if out:
+        check_file(out, "comparison.json")
     if data.endswith(".npz"):
         return _compare_images(named, data, out, readout, seed)
     from rich.console import Console

@@ -1,9 +1,8 @@
 """`pathokd denoise`: what stain and scanner do to a teacher's tokens, to be kept out of its targets."""
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pathokd.errors import StoreError
+from pathokd.files import check_file
 
 
 def denoise(
@@ -51,8 +50,7 @@ def denoise(
     from pathokd.models.device import choose_device
     from pathokd.models.teacher import TeacherSpec, build_teacher
 
-    if Path(out).is_dir():
-        raise StoreError(f"{out} is a folder: name the file to write, such as {out}/denoise.safetensors.")
+    check_file(out, "denoise.safetensors")
     spec = DenoiseSpec(rank, RegisteredSpec(case, tuple(conditions)), max_places, seed)
     source = open_tiles(tiles)
     built = build_teacher(TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args))

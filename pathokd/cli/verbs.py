@@ -201,7 +201,9 @@ def stain_stats(tiles: str, *, out: str, tiles_per_slide: int = 50) -> int:
     """
     from pathokd.data.simulate import measure_cohort
     from pathokd.data.wsi import open_tiles
+    from pathokd.files import check_file
 
+    check_file(out, "stains.yaml")
     found = measure_cohort(open_tiles(tiles), tiles_per_slide)
     found.save(out, source=tiles)
     print(f"Staining of {found.slides} slides ({found.tiles} tiles with tissue) in {out}")

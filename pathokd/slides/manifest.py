@@ -20,7 +20,7 @@ HEADER_KEY = b"pathokd"
 """Key of the JSON header in the Parquet schema metadata."""
 
 MARKS = "slides"
-"""Key of the facts of a manifest of several slides: what was in each (`file_mark`), by slide_id, when it was tiled."""
+"""Key of the facts of a manifest: what was in each slide (`file_mark`), by slide_id, when it was tiled."""
 
 BROKEN_TABLE = (pa.ArrowException, OSError, ValueError, KeyError)
 """What pyarrow and pandas raise, depending on the byte, for a Parquet file that is cut off or damaged."""

@@ -100,9 +100,9 @@ def tile_slides(
         for sentence in _left_out(sources, out):
             bars.say(sentence)
     summary = pd.DataFrame([asdict(outcomes[s.slide_id]) for s in sources])
-    frames = [_read_tiles(out, o.slide_id) for o in outcomes.values() if o.status != "failed"]
-    merged = _merge(frames, sources)
-    marks = {s.slide_id: file_mark(s.path) for s in sources if outcomes[s.slide_id].status != "failed"}
+    tiled = [TileManifest.read(_tiles_path(out, o.slide_id)) for o in outcomes.values() if o.status != "failed"]
+    marks = {name: mark for each in tiled for name, mark in each.facts.get(MARKS, {}).items()}
+    merged = _merge([each.frame for each in tiled], sources)
     TileManifest(merged, spec, facts={MARKS: marks}).write(out / "manifest.parquet")
     with atomic_path(out / "summary.csv") as part:
         summary.to_csv(part, index=False)
@@ -118,6 +118,7 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
     """
     started = time.monotonic()
     out = Path(out_dir)
+    marks = {source.slide_id: file_mark(source.path)}
     with source.open(icc=spec.icc) as slide:
         kept, n_grid, overview, mask = cut_slide(slide, source, spec)
         write_json(
@@ -138,7 +139,8 @@ def tile_slide(source: SlideSource, spec: TileSpec, out_dir: str | Path) -> Outc
         facts: dict[str, Any] = {"mpp_level0": slide.mpp, "mpp_source": slide.mpp_source, "message": message}
         given = slide.mpp if slide.mpp_source == "given" else None
         # Written last: this file is what says that the slide is done.
-        TileManifest(kept, spec, source_facts(source, given), facts).write(_tiles_path(out, source.slide_id))
+        manifest = TileManifest(kept, spec, source_facts(source, given), {**facts, MARKS: marks})
+        manifest.write(_tiles_path(out, source.slide_id))
         return _outcome(source, "ok", len(kept), started, **facts)
 
 
@@ -269,7 +271,8 @@ def _tile_or_reuse(source: SlideSource, spec: TileSpec, out: Path, done: bool) -
     started = time.monotonic()
     if done:
         earlier = TileManifest.read(_tiles_path(out, source.slide_id))
-        return _outcome(source, "skipped", len(earlier.frame), started, **earlier.facts)
+        said = {name: value for name, value in earlier.facts.items() if name != MARKS}
+        return _outcome(source, "skipped", len(earlier.frame), started, **said)
     try:
         return tile_slide(source, spec, out)
     except (SlideError, ManifestError) as error:
@@ -293,7 +296,7 @@ def _outcome(
 
 
 def _is_done(source: SlideSource, spec: TileSpec, out: Path) -> bool:
-    """True if an earlier run finished this slide with these settings; StoreError if with others."""
+    """True if an earlier run finished this slide with these settings; StoreError if with others, or another slide."""
     path = _tiles_path(out, source.slide_id)
     if not path.exists():
         return False
@@ -306,6 +309,12 @@ def _is_done(source: SlideSource, spec: TileSpec, out: Path) -> bool:
     if given is None and header.get("settings", {}).get("mpp_given") is not None:
         given = source.mpp_else  # a slide that said its own then says so now
     check_header(header, TileManifest(empty_frame(), spec, source_facts(source, given)).header, path)
+    tiled = header.get("facts", {}).get(MARKS, {}).get(source.slide_id)  # early files do not say
+    if tiled is not None and tiled != file_mark(source.path):
+        raise StoreError(
+            f"{source.path} is not the file that {path} was made of, though as large: pass --overwrite to redo its "
+            "tiles, or choose another output folder."
+        )
     return True
 
 
@@ -325,10 +334,6 @@ def _slide_paths(out: Path, slide_id: str) -> tuple[Path, Path, Path]:
 
 def _tiles_path(out: Path, slide_id: str) -> Path:
     return _slide_paths(out, slide_id)[0]
-
-
-def _read_tiles(out: Path, slide_id: str) -> pd.DataFrame:
-    return TileManifest.read(_tiles_path(out, slide_id)).frame
 
 
 def _merge(frames: list[pd.DataFrame], sources: list[SlideSource]) -> pd.DataFrame:

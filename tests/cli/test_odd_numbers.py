@@ -50,13 +50,14 @@ def test_a_file_is_no_folder(
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("verb", ["denoise", "stain-stats"])
 def test_a_folder_is_no_file(
-    registered_packed: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, registered_packed: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out").mkdir()
     """It was said after the teacher had seen every place."""
-    words = ["denoise", str(tiny_teacher), str(registered_packed), "--out", str(tmp_path / "out"), "--workers", "0"]
-    assert main(words) == 1
+    (tmp_path / "out").mkdir()
+    models = [str(tiny_teacher)] if verb == "denoise" else []
+    assert main([verb, *models, str(registered_packed), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
     assert "out is a folder: name the file to write" in told
     assert "Comparing places" not in told

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pathokd.errors import ManifestError, StoreError
+from pathokd.files import file_mark
 from pathokd.slides import SlideSource, TileManifest, TileSpec, find_slides, tile_slides
 
 WriteSlide = Callable[..., Path]
@@ -105,6 +106,22 @@ def test_resume(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -
         tile_slides(sources, TileSpec(mpp=1.0, tile_px=64, min_tissue=0.1), out)
     again = tile_slides(sources, TileSpec(mpp=1.0, tile_px=64, min_tissue=0.1), out, overwrite=True)
     assert again["status"].tolist() == ["ok"] * 3
+
+
+def test_another_slide_of_the_same_name_and_size(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
+    """A resumed run kept the tiles of the file that lay there before, and said they were of the new one."""
+    first, out = write_slide(tissue_like), tmp_path / "out"
+    tile_slides(find_slides(first), SPEC, out)
+    told = TileManifest.read(out / "manifest.parquet").facts["slides"]
+    assert told == {"slide": file_mark(first)}
+    data = bytearray(first.read_bytes())
+    data[-1] ^= 1
+    first.write_bytes(data)
+    with pytest.raises(StoreError, match=r"slide\.tif is not the file that .*slide\.parquet was made of"):
+        tile_slides(find_slides(first), SPEC, out)
+    assert TileManifest.read(out / "manifest.parquet").facts["slides"] == told
+    assert tile_slides(find_slides(first), SPEC, out, overwrite=True)["status"].tolist() == ["ok"]
+    assert TileManifest.read(out / "manifest.parquet").facts["slides"] == {"slide": file_mark(first)} != told
 
 
 def test_slides_of_earlier_runs_do_not_leave_the_manifest_in_silence(
