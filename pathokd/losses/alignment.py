@@ -21,9 +21,10 @@ def cosine_loss(prediction: Float[Tensor, "*tokens dim"], target: Float[Tensor, 
     Returns:
         A scalar in [0, 2]; invariant to the scale of either side.
     """
-    a = F.normalize(prediction.float(), dim=-1, eps=EPS)
-    b = F.normalize(target.detach().float(), dim=-1, eps=EPS)
-    return (1 - (a * b).sum(-1)).mean()
+    x, y = prediction.float(), target.detach().float()
+    # Lengths divide the sum, not the vectors: the same number in half the passes over all tokens.
+    a, b = (torch.linalg.vector_norm(each, dim=-1).clamp_min(EPS) for each in (x, y))
+    return (1 - (x * y).sum(-1) / (a * b)).mean()
 
 
 def smooth_l1_loss(
