@@ -25,7 +25,8 @@ from pathokd.data.views import Geometry, Views, orientation
 from pathokd.data.wsi import open_tiles, read_or_advise
 from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
-from pathokd.types import IntArray, Rgb
+from pathokd.pictures import stack_planes
+from pathokd.types import IntArray
 
 
 def split_column(index: pd.DataFrame, split_by: str | None = None) -> str:
@@ -118,7 +119,9 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
     """Stack views to uint8 (batch, 3, height, width), or (batch, count, 3, height, width) of a repeated crop."""
     first = items[0]
     batch: TileBatch = {
-        "views": {name: _stack([item["views"][name] for item in items]) for name in first["views"]},
+        "views": {
+            name: torch.from_numpy(stack_planes([item["views"][name] for item in items])) for name in first["views"]
+        },
         "index": torch.tensor([item["index"] for item in items]),
         "key": [item["key"] for item in items],
     }
@@ -152,11 +155,6 @@ def _linger(number: int, frame: FrameType | None) -> None:
     """Stay for a minute; a second signal ends the worker."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(60)
-
-
-def _stack(images: list[Rgb]) -> torch.Tensor:
-    """(batch, [count,] 3, height, width)."""
-    return torch.from_numpy(np.stack(images)).movedim(-1, -3).contiguous()
 
 
 class ResumableLoader(DataLoader[TileBatch]):

@@ -18,6 +18,7 @@ from pathokd.errors import ManifestError
 from pathokd.metrics.conditions import compare_conditions
 from pathokd.metrics.neighbours import typed_neighbours
 from pathokd.metrics.robustness import indices, neighbour_counts
+from pathokd.pictures import stack_planes
 
 Rows = npt.NDArray[np.int64]
 
@@ -111,8 +112,8 @@ class RobustnessCallback(Callback):
             raise RuntimeError("setup() has not run yet.")
         student, parts = module.evaluated, []
         for start in range(0, len(rows), self.batch_size):
-            images = np.stack([self._packed.read(int(row)) for row in rows[start : start + self.batch_size]])
-            tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(module.device)
+            images = [self._packed.read(int(row)) for row in rows[start : start + self.batch_size]]
+            tensor = torch.from_numpy(stack_planes(images)).to(module.device)
             parts.append(student(tensor).cls.float())
         return torch.cat(parts)
 

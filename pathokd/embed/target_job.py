@@ -18,6 +18,7 @@ from pathokd.errors import StoreError
 from pathokd.files import Header, make_header
 from pathokd.models import Features, Teacher, pool_patches
 from pathokd.models.build import is_dynamic
+from pathokd.pictures import stack_planes
 
 Tokens = dict[str, Tensor]
 """`cls`, (batch, dim), and if they are stored `patches`, (batch, tokens, dim)."""
@@ -116,7 +117,7 @@ class TargetJob:
 
         for batch in read_batches(read, rows, batch_size=self.batch_size, workers=self.workers):
             numbers, images = zip(*batch, strict=True)
-            pixels = torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous().to(self.device)
+            pixels = torch.from_numpy(stack_planes(images)).to(self.device)
             tokens = self._kept(self.teacher(pixels))
             self._check_finite(numbers, tokens)
             yield list(numbers), tokens

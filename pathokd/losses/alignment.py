@@ -24,7 +24,8 @@ def cosine_loss(prediction: Float[Tensor, "*tokens dim"], target: Float[Tensor, 
     x, y = prediction.float(), target.detach().float()
     # Lengths divide the sum, not the vectors: the same number in half the passes over all tokens.
     a, b = (torch.linalg.vector_norm(each, dim=-1).clamp_min(EPS) for each in (x, y))
-    return (1 - (x * y).sum(-1) / (a * b)).mean()
+    cosine: Tensor = (x * y).sum(-1) / (a * b)
+    return (1 - cosine).mean()
 
 
 def smooth_l1_loss(
