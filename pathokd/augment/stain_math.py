@@ -184,14 +184,16 @@ def scale_map(vectors: Vectors, scale: FloatArray, shift: FloatArray) -> OdMap:
 def swap_map(source: Appearance, target: Appearance, strength: float = 1.0) -> OdMap:
     """The linear map of OD that restains `source` as `target`: same amounts relative to the strongest, other dyes.
 
-    What lies off the two stains is carried over with its amount.
+    What lies off the two stains, such as pigment, keeps its amount; where the target is paler it fades as the two do on
+    average, or pale eosin would look olive.
 
     Args:
         source: how it is stained.
         target: how it should be.
         strength: 0 is the identity, 1 the full change.
     """
-    ratio = np.array([*(t / s for s, t in zip(source.strength, target.strength, strict=True)), 1.0])
+    haematoxylin, eosin = (t / s for s, t in zip(source.strength, target.strength, strict=True))
+    ratio = np.array([haematoxylin, eosin, min(1.0, np.sqrt(haematoxylin * eosin))])
     after = target.vectors * ratio[:, None]
     change = (np.linalg.inv(source.vectors) @ after).T - np.eye(3)
     limits = _limits(after[:2] / np.maximum(source.vectors[:2], 1e-3))

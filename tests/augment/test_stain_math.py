@@ -252,9 +252,19 @@ def test_black_in_one_channel_does_not_turn_into_light(name: str) -> None:
 
 def test_swap_there_and_back_is_the_identity() -> None:
     one = Appearance(REFERENCE, (2.0, 1.0))
-    two = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), (1.1, 1.4))
+    two = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), (1.25, 1.6))  # as strong on average
     assert swap_map(two, one).matrix @ swap_map(one, two).matrix == pytest.approx(np.eye(3), abs=1e-12)
     assert swap_map(one, one).matrix == pytest.approx(np.eye(3), abs=1e-12)
+
+
+@pytest.mark.parametrize(("strength", "kept"), [((0.5, 0.5), 0.5), ((1.0, 0.25), 0.5), ((4.0, 1.0), 1.0)])
+def test_what_is_neither_stain_fades_with_both_and_never_grows(strength: tuple[float, float], kept: float) -> None:
+    """Of eosin restained much paler, what a scanner saw beside it stayed whole and turned it olive."""
+    target = Appearance(basis_of((0.6, 0.7, 0.3), (0.1, 0.9, 0.4)), strength)
+    amounts = np.array([0.3, 0.2, 0.1])
+    restained = swap_map(Appearance(REFERENCE, (1.0, 1.0)), target).matrix @ (amounts @ REFERENCE)
+    found = restained @ np.linalg.inv(target.vectors)
+    assert found == pytest.approx([0.3 * strength[0], 0.2 * strength[1], 0.1 * kept])
 
 
 @pytest.mark.parametrize("side", [128, 224, 256, 400, 512, 1000])
