@@ -250,8 +250,9 @@ class LastCheckpoint(StepEnds, ModelCheckpoint):
         return "LastCheckpoint"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the final state."""
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        """Write the final state; `fast_dev_run` keeps none, which the real run would take for one to go on with."""
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
 class BestCheckpoint(ModelCheckpoint):

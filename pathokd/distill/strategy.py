@@ -97,8 +97,8 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Refuse what is not tested or cannot be, and processes that do not know of each other.
 
     Raises:
-        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step, or
-            `torchrun` started more processes than the trainer counts.
+        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step or to an
+            epoch, batches to overfit, or `torchrun` started more processes than the trainer counts.
     """
     strategy = trainer.strategy
     if strategy.root_device.type == "mps":
@@ -115,6 +115,13 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise TrainingError(
             f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
         )
+    if trainer.overfit_batches > 0:
+        raise TrainingError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, and each epoch draws other tiles, so none would be "
+            "seen again: leave it out, and give data.tiles a few tiles with data.val_fraction 0."
+        )
+    if trainer.limit_train_batches == 0:
+        raise TrainingError("trainer.limit_train_batches is 0, which trains nothing: leave it out, or set it to 1.")
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         raise TrainingError(
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "
