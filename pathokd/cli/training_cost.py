@@ -76,6 +76,8 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
             f"teacher would make a step {1 + sum(gflops.values()) / step:.1f} times as dear in arithmetic."
         )
     spent = sum(gflops[key] for key in running)
+    if not spent:
+        return "No objective asks a running teacher for anything, so stored targets would save nothing."
     hindered = _hindered(module, data)
     if hindered:
         return (

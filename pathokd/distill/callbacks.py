@@ -167,7 +167,8 @@ class PlainProgress(Callback):
 class FinalValidation(Callback):
     """Validates after the last step, so that the end is compared.
 
-    Also where `max_steps` ends a run in mid-epoch, or the last epoch is none that `check_val_every_n_epoch` names.
+    Also where `max_steps` ends a run in mid-epoch, the last epoch is none that `check_val_every_n_epoch` names, or its
+    last batch none that `val_check_interval` does.
     """
 
     def on_train_batch_start(
@@ -181,7 +182,7 @@ class FinalValidation(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask to stop once the steps are done; Lightning validates before it stops."""
-        if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        if _was_last(trainer):
             self._validate_this_epoch(trainer)
             trainer.should_stop = True
 

@@ -66,9 +66,13 @@ def test_it_says_what_is_wrong(
 
 @pytest.mark.parametrize(
     ("objectives", "fraction"),
-    [([RELATIONS, {"loss": {"class_path": "pathokd.losses.Cosine"}, "detach": True}], 0.3), ([RELATIONS], 0)],
+    [
+        ([{"loss": {"class_path": "pathokd.losses.KoLeo"}}], 0),
+        ([RELATIONS, {"loss": {"class_path": "pathokd.losses.Cosine"}, "detach": True}], 0.3),
+        ([RELATIONS], 0),
+    ],
 )
-def test_relations_alone_are_trained_as_the_sentence_says(
+def test_what_needs_no_best_epoch_is_trained(
     objectives: list[Any], fraction: float, tiny_teacher: Path, packed: Path, tmp_path: Path
 ) -> None:
     config = recipe(tiny_teacher, packed)
