@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
@@ -98,7 +99,8 @@ def check_strategy(trainer: L.Trainer) -> None:
 
     Raises:
         TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step or to an
-            epoch, batches to overfit, or `torchrun` started more processes than the trainer counts.
+            epoch, batches to overfit, an end by the clock, or `torchrun` started more processes than the trainer
+            counts.
     """
     strategy = trainer.strategy
     if strategy.root_device.type == "mps":
@@ -119,6 +121,12 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise TrainingError(
             f"trainer.overfit_batches is {trainer.overfit_batches}, and each epoch draws other tiles, so none would be "
             "seen again: leave it out, and give data.tiles a few tiles with data.val_fraction 0."
+        )
+    if any(isinstance(callback, Timer) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise TrainingError(
+            "trainer.max_time ends a run between two steps of its schedules, from where it cannot go on as it would "
+            "have: leave it out, and start it as `timeout 2h pathokd fit ...` or under a scheduler with a limit; told "
+            "to stop, a run keeps its state, and --resume true goes on from there."
         )
     if trainer.limit_train_batches == 0:
         raise TrainingError("trainer.limit_train_batches is 0, which trains nothing: leave it out, or set it to 1.")

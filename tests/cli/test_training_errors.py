@@ -42,6 +42,7 @@ def recipe(teacher: Path, packed: Path) -> dict[str, Any]:
         ("trainer", {"precision": "bf16-true"}, "set it to bf16-mixed"),
         ("trainer", {"accumulate_grad_batches": 0}, "must be at least 1, got 0"),
         ("trainer", {"overfit_batches": 1}, "each epoch draws other tiles"),
+        ("trainer", {"max_time": "00:01:00:00"}, "start it as `timeout 2h pathokd fit ...`"),
         ("trainer", {"limit_train_batches": 0}, "which trains nothing"),
         ("trainer", {"gradient_clip_algorithm": "nope"}, "nope is invalid"),
         ("trainer", {"max_steps": -1, "max_epochs": -1}, "The schedules need an end"),
