@@ -252,7 +252,7 @@ class LastCheckpoint(StepEnds, ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the final state; `fast_dev_run` keeps none, which the real run would take for one to go on with."""
-        if not trainer.fast_dev_run:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 

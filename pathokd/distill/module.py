@@ -207,7 +207,9 @@ class DistillationModule(L.LightningModule):
 
     def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
         teacher = self.teacher(key)
-        return teacher.standardizer(tokens) if isinstance(teacher, CachedTeacher) else Standardizer(teacher.embed_dim)
+        if isinstance(teacher, CachedTeacher) and head_key(key, tokens) not in self.denoisers:
+            return teacher.standardizer(tokens)
+        return Standardizer(teacher.embed_dim)  # also of stored targets that are denoised: they spread otherwise
 
     def _targets(self, kinds: tuple[type[nn.Module], ...] = (AlignmentLoss,)) -> Iterator[tuple[str, Tokens]]:
         """Distinct (teacher, tokens) of the objectives of some kinds, in order; by default those with a projector."""

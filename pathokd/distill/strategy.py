@@ -117,9 +117,10 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise TrainingError(
             f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
         )
-    if trainer.overfit_batches > 0:
+    overfit: float = trainer.overfit_batches  # type: ignore[attr-defined]
+    if overfit > 0:
         raise TrainingError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, and each epoch draws other tiles, so none would be "
+            f"trainer.overfit_batches is {overfit}, and each epoch draws other tiles, so none would be "
             "seen again: leave it out, and give data.tiles a few tiles with data.val_fraction 0."
         )
     if any(isinstance(callback, Timer) for callback in trainer.callbacks):  # type: ignore[attr-defined]
