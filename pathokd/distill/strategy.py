@@ -129,6 +129,11 @@ def check_strategy(trainer: L.Trainer) -> None:
             "have: leave it out, and start it as `timeout 2h pathokd fit ...` or under a scheduler with a limit; told "
             "to stop, a run keeps its state, and --resume true goes on from there."
         )
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        raise TrainingError(
+            f"trainer.check_val_every_n_epoch must be at least 1, got {trainer.check_val_every_n_epoch}: to train "
+            "without validation set data.val_fraction to 0."
+        )
     if trainer.limit_train_batches == 0:
         raise TrainingError("trainer.limit_train_batches is 0, which trains nothing: leave it out, or set it to 1.")
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
