@@ -72,6 +72,13 @@ class TrainCLI(LightningCLI):
         """Turn `--out` and `--resume` into what Lightning knows."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = config.out
+        if config.trainer.max_epochs is None:  # one epoch by default, which must not end a run of so many steps early
+            config.trainer.max_epochs = -1 if config.trainer.max_steps > 0 else 1
+        if self.subcommand == "fit" and 0 in (config.trainer.max_epochs, config.trainer.max_steps):
+            raise TrainingError(
+                f"trainer.max_epochs is {config.trainer.max_epochs} and trainer.max_steps {config.trainer.max_steps}: "
+                "a run of 0 trains nothing; give the one that counts, and leave out the other or set it to -1."
+            )
         if config.trainer.accelerator == "auto" and MPSAccelerator.is_available():
             config.trainer.accelerator = "cpu"  # MPS has no fp64, in which statistics are summed
             warnings.filterwarnings("ignore", "GPU available but not used")
@@ -153,7 +160,6 @@ def train(subcommand: str, args: list[str]) -> TrainCLI:
             save_config_callback=KeepConfig,
             seed_everything_default=0,
             trainer_defaults={
-                "max_epochs": 1,
                 "gradient_clip_val": 3.0,
                 "log_every_n_steps": 10,
                 "num_sanity_val_steps": 0,

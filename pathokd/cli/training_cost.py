@@ -34,8 +34,18 @@ class SayCost(Callback):
             print(data.described_split(), file=sys.stderr)
             print(memory_sentence(trainer, pl_module, data.views, data.batch_size), file=sys.stderr)
             print(training_cost(pl_module, data, visits / len(data.train_rows)), file=sys.stderr, flush=True)
+            if (before := pl_module.steps_before) and before != steps:
+                print(other_length(before, steps, trainer.global_step), file=sys.stderr, flush=True)
             if pl_module.ema_momentum is not None and (lag := average_lag(pl_module.ema_momentum, steps)):
                 print(lag, file=sys.stderr, flush=True)
+
+
+def other_length(before: int, steps: int, done: int) -> str:
+    """What is said of a run that goes on with schedules of another length than it began with."""
+    return (
+        f"The checkpoint is from step {done} of {before}, and this run has {steps}: learning rate, weight decay and "
+        f"average go on as at step {done} of {steps}, so this is neither that run nor one of {steps} steps throughout."
+    )
 
 
 def average_lag(ema_momentum: tuple[float, float], steps: int) -> str:
@@ -76,6 +86,8 @@ def training_cost(module: DistillationModule, data: TileDataModule, epochs: floa
             f"teacher would make a step {1 + sum(gflops.values()) / step:.1f} times as dear in arithmetic."
         )
     spent = sum(gflops[key] for key in running)
+    if not spent:
+        return "No objective asks a running teacher for anything, so stored targets would save nothing."
     hindered = _hindered(module, data)
     if hindered:
         return (

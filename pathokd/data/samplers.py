@@ -1,6 +1,7 @@
 """Which tiles come when: a pure function of seed, epoch and position, so that any step can be returned to."""
 
 import itertools
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -160,6 +161,16 @@ class PlaceBatchSampler(ResumableBatchSampler):
                 f"A batch of {batch_size} registered tiles on {world_size} process(es) needs {self._places} places "
                 f"under the same two conditions, and no two conditions share more than {most}: lower "
                 "data.batch_size, or add registered slides."
+            )
+        comes = np.zeros_like(seen)
+        for a, b in self._pairs:
+            comes[:, [a, b]] |= (seen[:, a] & seen[:, b])[:, None]
+        never = int(seen.sum() - comes.sum())
+        if never and rank == 0:
+            warnings.warn(
+                f"{never} of the {len(rows)} registered tiles never come: their conditions share fewer than the "
+                f"{self._places} places of a batch with any other; lower data.batch_size to see them.",
+                stacklevel=2,
             )
         counts = np.array([shared[pair] for pair in self._pairs], np.float64)
         self._chances = counts / counts.sum()

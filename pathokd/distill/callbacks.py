@@ -167,7 +167,8 @@ class PlainProgress(Callback):
 class FinalValidation(Callback):
     """Validates after the last step, so that the end is compared.
 
-    Also where `max_steps` ends a run in mid-epoch, or the last epoch is none that `check_val_every_n_epoch` names.
+    Also where `max_steps` ends a run in mid-epoch, the last epoch is none that `check_val_every_n_epoch` names, or its
+    last batch none that `val_check_interval` does.
     """
 
     def on_train_batch_start(
@@ -181,7 +182,7 @@ class FinalValidation(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask to stop once the steps are done; Lightning validates before it stops."""
-        if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        if _was_last(trainer):
             self._validate_this_epoch(trainer)
             trainer.should_stop = True
 
@@ -250,8 +251,9 @@ class LastCheckpoint(StepEnds, ModelCheckpoint):
         return "LastCheckpoint"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the final state."""
-        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        """Write the final state; `fast_dev_run` keeps none, which the real run would take for one to go on with."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
 
 
 class BestCheckpoint(ModelCheckpoint):

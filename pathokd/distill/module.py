@@ -105,6 +105,7 @@ class DistillationModule(L.LightningModule):
         self.compile_models, self.fidelity_tiles = compile, fidelity_tiles
         self.students = nn.ModuleDict()
         self.schedules: Schedules | None = None
+        self.steps_before: int | None = None  # of the run that a checkpoint is of
         self.training_facts: dict[str, Any] = {}
         # A Teacher keeps its encoder out of the module tree: registering it moves it along and stores nothing.
         self.teachers = nn.ModuleDict()
@@ -206,7 +207,9 @@ class DistillationModule(L.LightningModule):
 
     def _standardizer(self, key: str, tokens: Tokens) -> Standardizer:
         teacher = self.teacher(key)
-        return teacher.standardizer(tokens) if isinstance(teacher, CachedTeacher) else Standardizer(teacher.embed_dim)
+        if isinstance(teacher, CachedTeacher) and head_key(key, tokens) not in self.denoisers:
+            return teacher.standardizer(tokens)
+        return Standardizer(teacher.embed_dim)  # also of stored targets that are denoised: they spread otherwise
 
     def _targets(self, kinds: tuple[type[nn.Module], ...] = (AlignmentLoss,)) -> Iterator[tuple[str, Tokens]]:
         """Distinct (teacher, tokens) of the objectives of some kinds, in order; by default those with a projector."""
@@ -410,6 +413,7 @@ class DistillationModule(L.LightningModule):
             "metrics": logged,
             "facts": self.training_facts,
             "processes": world_size(),
+            "steps": 0 if self.schedules is None else len(self.schedules.lr),
             "random": gather_objects(random_state(self.device)),
         }
 
@@ -447,4 +451,5 @@ class DistillationModule(L.LightningModule):
                 f"trainer.devices x trainer.num_nodes = {processes}."
             )
         check_form(self._trainer, checkpoint)
+        self.steps_before = saved.get("steps")
         set_random_state(saved["random"][process_rank()], self.device)

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,8 +98,9 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Refuse what is not tested or cannot be, and processes that do not know of each other.
 
     Raises:
-        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step, or
-            `torchrun` started more processes than the trainer counts.
+        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step or to an
+            epoch, batches to overfit, an end by the clock, or `torchrun` started more processes than the trainer
+            counts.
     """
     strategy = trainer.strategy
     if strategy.root_device.type == "mps":
@@ -115,6 +117,25 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise TrainingError(
             f"trainer.accumulate_grad_batches must be at least 1, got {trainer.accumulate_grad_batches}."
         )
+    overfit: float = trainer.overfit_batches  # type: ignore[attr-defined]
+    if overfit > 0:
+        raise TrainingError(
+            f"trainer.overfit_batches is {overfit}, and each epoch draws other tiles, so none would be "
+            "seen again: leave it out, and give data.tiles a few tiles with data.val_fraction 0."
+        )
+    if any(isinstance(callback, Timer) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise TrainingError(
+            "trainer.max_time ends a run between two steps of its schedules, from where it cannot go on as it would "
+            "have: leave it out, and start it as `timeout 2h pathokd fit ...` or under a scheduler with a limit; told "
+            "to stop, a run keeps its state, and --resume true goes on from there."
+        )
+    if trainer.check_val_every_n_epoch is not None and trainer.check_val_every_n_epoch < 1:
+        raise TrainingError(
+            f"trainer.check_val_every_n_epoch must be at least 1, got {trainer.check_val_every_n_epoch}: to train "
+            "without validation set data.val_fraction to 0."
+        )
+    if trainer.limit_train_batches == 0:
+        raise TrainingError("trainer.limit_train_batches is 0, which trains nothing: leave it out, or set it to 1.")
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullyShardedStrategy):
         raise TrainingError(
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "

@@ -120,7 +120,8 @@ def pool_patches(
         raise ValueError(f"new_grid must lie between (1, 1) and {grid}, got {new_grid}.")
     down, across = (_cell_weights(*sides).to(patches.device) for sides in zip(grid, new_grid, strict=True))
     image = patches.float().reshape(patches.shape[0], rows, columns, patches.shape[2])
-    return torch.einsum("ir,jc,brcd->bijd", down, across, image).flatten(1, 2)
+    with torch.autocast(image.device.type, enabled=False):
+        return torch.einsum("ir,jc,brcd->bijd", down, across, image).flatten(1, 2)
 
 
 def _cell_weights(old: int, new: int) -> Tensor:

@@ -141,7 +141,8 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
         layers: teacher block for each student block; None spreads them evenly.
 
     Raises:
-        ValueError: wrong number of layers, a layer the teacher lacks, or shapes that differ (named).
+        ValueError: wrong number of layers, a layer the teacher lacks, shapes that differ, or a part of the teacher that
+            the student has no place for (named).
     """
     chosen = list(layers) if layers is not None else even_layers(student.card.depth, teacher.card.depth)
     if len(chosen) != student.card.depth:
@@ -152,6 +153,7 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
     if wrong:
         raise ValueError(f"layers must lie in 0 to {teacher.card.depth - 1}, got {', '.join(map(str, wrong))}.")
     source: dict[str, Tensor] = teacher.model.state_dict()
+    used: set[str] = set()
     for name, target in student.model.state_dict().items():
         parts = name.split(".")
         if parts[0] == "blocks":
@@ -165,7 +167,21 @@ def copy_layers(student: Encoder, teacher: Encoder, layers: Sequence[int] | None
                 "give the student the teacher's architecture and image_px, and change only its depth."
             )
         target.copy_(source[origin])
+        used.add(origin)
+    # Blocks without their LayerScale, biases or registers would run, and compute something else.
+    left = [name for name in source if name not in used and _block_number(name) in (None, *chosen)]
+    if left:
+        raise ValueError(
+            f"teacher-layers: the teacher has {left[0]} (of {len(left)} such weights), for which the student has no "
+            "place: give the student's model_args what the teacher's have (init_values, reg_tokens, qkv_bias, "
+            "qk_norm), and change only its depth."
+        )
     _check_alike(student.model, teacher.model, "the teacher")
+
+
+def _block_number(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def _check_alike(own: Any, theirs: Any, whose: str) -> None:
@@ -190,7 +206,14 @@ def _settings(model: Any) -> dict[str, Any]:
     return {
         "num_heads": getattr(getattr(block, "attn", None), "num_heads", None),
         "act_layer": None if act is None else type(act).__name__.lower(),
+        "mlp_layer": _feed_forward(getattr(block, "mlp", None)),
     }
+
+
+def _feed_forward(mlp: Any) -> str:
+    """Its class, and which half is the gate, in which timm's SwiGLUPacked and GluMlp differ."""
+    gate = {True: " gated by the last half", False: " gated by the first half", None: ""}
+    return type(mlp).__name__ + gate[getattr(mlp, "gate_last", None)]
 
 
 def _facts(spec: StudentSpec, teacher: ModelCard | None) -> dict[str, Any]:

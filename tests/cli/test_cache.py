@@ -1,5 +1,6 @@
 """The verb as a process that is killed, and a training from what it wrote."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,8 @@ def test_fit_reads_targets_in_place_of_the_teacher(
     assert (
         fit(tmp_path, recipe(packed, {"targets": str(targets)}), "--resume", "true", "--trainer.max_epochs", "2") == 0
     )
+    words_of_fit = capsys.readouterr()
+    assert re.search(r"from step (\d+) of \1, and this run has \d+: learning rate", words_of_fit.err)
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "student")]) == 0
     assert (tmp_path / "student/adaptors.safetensors").is_file()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.accelerators import MPSAccelerator
 
@@ -40,6 +41,12 @@ def recipe(teacher: Path, packed: Path) -> dict[str, Any]:
         ("model", {"more_students": {"large": {}}}, "multiples of 14 px, and a crop of data has 32"),
         ("trainer", {"precision": "bf16-true"}, "set it to bf16-mixed"),
         ("trainer", {"accumulate_grad_batches": 0}, "must be at least 1, got 0"),
+        ("trainer", {"overfit_batches": 1}, "each epoch draws other tiles"),
+        ("trainer", {"max_time": "00:01:00:00"}, "start it as `timeout 2h pathokd fit ...`"),
+        ("trainer", {"check_val_every_n_epoch": 0}, "must be at least 1, got 0: to train without validation"),
+        ("trainer", {"max_steps": 0}, "a run of 0 trains nothing"),
+        ("trainer", {"max_epochs": 0}, "a run of 0 trains nothing"),
+        ("trainer", {"limit_train_batches": 0}, "which trains nothing"),
         ("trainer", {"gradient_clip_algorithm": "nope"}, "nope is invalid"),
         ("trainer", {"max_steps": -1, "max_epochs": -1}, "The schedules need an end"),
         ("trainer", {"devices": 0}, "devices=0"),
@@ -63,9 +70,13 @@ def test_it_says_what_is_wrong(
 
 @pytest.mark.parametrize(
     ("objectives", "fraction"),
-    [([RELATIONS, {"loss": {"class_path": "pathokd.losses.Cosine"}, "detach": True}], 0.3), ([RELATIONS], 0)],
+    [
+        ([{"loss": {"class_path": "pathokd.losses.KoLeo"}}], 0),
+        ([RELATIONS, {"loss": {"class_path": "pathokd.losses.Cosine"}, "detach": True}], 0.3),
+        ([RELATIONS], 0),
+    ],
 )
-def test_relations_alone_are_trained_as_the_sentence_says(
+def test_what_needs_no_best_epoch_is_trained(
     objectives: list[Any], fraction: float, tiny_teacher: Path, packed: Path, tmp_path: Path
 ) -> None:
     config = recipe(tiny_teacher, packed)
@@ -73,6 +84,22 @@ def test_relations_alone_are_trained_as_the_sentence_says(
     config["data"]["val_fraction"] = fraction
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "steps"),
+    [({}, 4), ({"max_steps": 6}, 6), ({"max_steps": 6, "max_epochs": 1}, 4), ({"fast_dev_run": True}, None)],
+)
+def test_a_run_is_as_long_as_it_says(
+    length: dict[str, Any], steps: int | None, tiny_teacher: Path, packed: Path, tmp_path: Path
+) -> None:
+    """Steps alone ended after the first epoch, and a trial left a checkpoint that kept the real run from starting."""
+    config = recipe(tiny_teacher, packed)
+    config["trainer"] = {"accelerator": "cpu", "devices": 1, **length}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
+    written = tmp_path / "run/checkpoints/last.ckpt"
+    assert (torch.load(written, weights_only=True)["global_step"] if written.exists() else None) == steps
 
 
 def test_another_checkpoint_is_one_sentence(

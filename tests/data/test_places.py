@@ -252,3 +252,13 @@ def test_a_tile_has_the_targets_of_its_reference_and_is_turned_like_it(
     )
     with pytest.raises(ValueError, match="must be stored: run `pathokd cache`"):
         alone.train_dataloader()
+
+
+def test_conditions_too_small_for_a_batch_are_told() -> None:
+    """They were never trained on, without a word."""
+    place = np.concatenate([np.arange(20), np.arange(20), np.arange(3)])
+    condition = np.repeat([0, 1, 2], [20, 20, 3])
+    with pytest.warns(UserWarning, match=r"^3 of the 43 registered tiles never come: .* fewer than the 4 places"):
+        sampler = PlaceBatchSampler(Registered(place, condition), 8)
+    assert {int(condition[draw.position]) for batch in sampler for draw in batch} == {0, 1}
+    PlaceBatchSampler(Registered(place, condition), 6)  # three places each: all come

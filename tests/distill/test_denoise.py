@@ -141,13 +141,24 @@ def test_stored_and_running_teachers_are_denoised_alike(
         str(registered_packed), 8, workers=0, geometry=Geometry(32), val_fraction=0, targets={"t": str(tmp_path / "t")}
     )
     batch = next(iter(data.train_dataloader()))
-    totals = []
+    totals, spread = [], []
     for where in ({"weights": str(tiny_teacher)}, {"targets": str(tmp_path / "t")}):
         torch.manual_seed(0)
         built = module(TeacherSpec(**where, denoise=str(denoiser)), objectives=[Objective(MSE()), Objective(RKD())])
         with torch.no_grad():
             totals.append(float(built.eval().losses(batch).total))
+        built = module(TeacherSpec(**where, denoise=str(denoiser)), standardize_steps=5)
+        spread.append({})
+        for name, statistics in built.statistics.items():
+            for number, each in enumerate(data.train_dataloader()):
+                cache = built.train()._targets_of(each)
+                seen = cache.get("t", name.removeprefix("t__"), "clean", (4, 4))
+                assert int(statistics.count) == (number + 1) * 8 * (1 if name == "t__cls" else 16)
+            spread[-1][name] = statistics.std.clone()
+            assert 0.7 < float(seen.flatten(0, -2).std(0).mean()) < 1.3, name
     assert totals[0] == pytest.approx(totals[1], abs=1e-5)
+    for name, std in spread[0].items():  # of raw targets they were up to 14 times as large in some dimensions
+        torch.testing.assert_close(std, spread[1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_another_teachers_directions_are_refused(denoiser: Path, tmp_path: Path) -> None:

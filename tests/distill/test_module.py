@@ -295,6 +295,27 @@ def test_the_end_is_validated_whatever_the_interval(
     assert len(set(Ends.steps)) == len(Ends.steps)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"val_check_interval": 3}, {"val_check_interval": 5, "check_val_every_n_epoch": None}]
+)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_end_is_validated_where_validations_come_by_batches(
+    changes: dict[str, Any], epochs: int, teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """The last batches of the last epoch were trained and never measured."""
+    steps = []
+
+    class Ends(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            steps.append(trainer.global_step)
+
+    callbacks = [FinalValidation(), Ends()]
+    runner = fit(module(teacher_folder), packed, tmp_path, callbacks=callbacks, max_epochs=epochs, **changes)
+    assert runner.global_step == 4 * epochs
+    assert steps[-1] == runner.global_step
+    assert len(set(steps)) == len(steps) > 1 or changes["val_check_interval"] > runner.global_step
+
+
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_the_end_is_validated_after_a_resume_at_any_step(
     epochs: int, teacher_folder: Path, packed: Path, tmp_path: Path

@@ -79,6 +79,14 @@ def test_pooling_is_average_pooling_where_grids_divide() -> None:
     torch.testing.assert_close(pool_patches(patches, (8, 12), (1, 1))[:, 0], patches.mean(1))
 
 
+def test_pooling_is_in_fp32_under_autocast() -> None:
+    patches = torch.randn(2, 64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pool_patches(patches, (8, 8), (4, 4))
+    assert pooled.dtype == torch.float32
+    assert torch.equal(pooled, pool_patches(patches, (8, 8), (4, 4)))
+
+
 def test_pooling_weighs_by_area_where_they_do_not() -> None:
     """14 to 4 is the same as cutting each patch in two by two and averaging 7 by 7 of those."""
     patches = torch.randn(1, 14 * 14, 3)

@@ -126,6 +126,31 @@ def test_what_no_shape_tells_must_be_the_same(changed: dict[str, Any], said: str
             build_student(spec(init=init, model_args={**SMALL, "depth": 3, **changed}), first)
 
 
+@pytest.mark.parametrize(
+    ("of_teacher", "of_student", "said"),
+    [
+        ({}, {"init_values": None}, r"has blocks\.0\.ls1\.gamma"),
+        ({}, {"reg_tokens": 0}, "has reg_token"),
+        ({}, {"qkv_bias": False}, r"has blocks\.0\.attn\.qkv\.bias"),
+        ({"qk_norm": True}, {}, r"has blocks\.0\.attn\.q_norm"),
+        ({}, {"final_norm": False}, r"has norm\.weight"),
+        (
+            {"mlp_layer": "GluMlp", "act_layer": "silu"},
+            {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"},
+            "GluMlp gated by the last half, and the student has GluMlp gated by the first",
+        ),
+    ],
+)
+def test_parts_of_the_teacher_are_not_left_out(
+    of_teacher: dict[str, Any], of_student: dict[str, Any], said: str
+) -> None:
+    """Its blocks ran without LayerScale, registers or biases, without a word: another function than the teacher's."""
+    plain = {**SMALL, "depth": 3, "no_embed_class": True}
+    source = build_student(spec(model_args={**plain, **of_teacher}))
+    with pytest.raises(ValueError, match=said):
+        build_student(spec(init="teacher-layers", model_args={**plain, **of_student}), source)
+
+
 def test_weights_of_a_folder(tmp_path: Path) -> None:
     first = build_student(spec(seed=5))
     save_file(dict(first.model.state_dict()), tmp_path / "model.safetensors")
