@@ -178,7 +178,9 @@ def _indices(
     ]
     everything = np.concatenate(parts)
     resampler = Resampler(tiles.column(tiles.unit_column(), everything), settings.seed)
-    measures = []
+    chance = _chance(parts, tiles, confounder)
+    named, n = f"robustness_index {confounder}", len(everything)
+    measures = [Measure("chance", named, chance, n, resampler.n_groups, None, low=chance, high=chance)]
     for k in sorted({settings.k, *(k for k in settings.sweep if k <= room)}):
         counts = _pooled([neighbour_counts(each, k) for each in lists])
         measures += _index_measures(counts, resampler, confounder, k == settings.k)
@@ -191,6 +193,20 @@ def _indices(
         measures.append(Measure("mari", confounder, mari.value, mari.n, resampler.n_groups, draws, settings.k))
     ranks.append(_by_rank(lists, confounder))
     return measures
+
+
+def _chance(parts: list[Rows], tiles: PairedSet, confounder: str) -> float:
+    """Robustness index of neighbours drawn at random: it is 1/2 for two classes and two confounders in balance only."""
+    so = typed = 0.0
+    for rows in parts:
+        columns = (tiles.column(name, rows) for name in ("label", confounder, tiles.apart_column()))
+        bio, other, group = (np.unique(column, return_inverse=True)[1] for column in columns)
+        for b, c, g in zip(bio, other, group, strict=True):
+            apart = group != g
+            same_bio, same_confounder = bio[apart] == b, other[apart] == c
+            so += (same_bio & ~same_confounder).mean()
+            typed += (same_bio != same_confounder).mean()
+    return so / typed if typed else float("nan")
 
 
 def _pooled(counts: Sequence[NeighbourCounts]) -> NeighbourCounts:
