@@ -242,7 +242,7 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
             "change": c,
             "severity": s,
             "accuracy": 1 - s / 2,
-            "low": 0.4,
+            "low": 0.2,
             "high": 1.0,
             "cosine": 1 - s,
             "n": 9,
@@ -255,6 +255,7 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
     assert [one.name for one in drawn] == ["severity_accuracy", "severity_cosine"]
     line = drawn[0].made.axes[0].lines[0]
     assert line.get_ydata().tolist() == [1.0, 0.75, 0.5]
+    assert drawn[0].made.axes[0].get_ylim()[0] < 0.2  # intervals were cut off at the axis
 
 
 @pytest.mark.parametrize(("stainings", "models"), [(4, 3), (8, 2), (10, 2)])
