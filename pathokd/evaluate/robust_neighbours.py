@@ -17,7 +17,7 @@ from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet, Rows
 from pathokd.evaluate.resampling import Draws, Measure, Resampler, ratio
-from pathokd.metrics.clustering import clustering_score, resampled_ari
+from pathokd.metrics.clustering import clustering_score
 from pathokd.metrics.confounding import (
     ConfoundedAccuracy,
     average_performance_drop,
@@ -293,28 +293,22 @@ def margin_draws(margin: npt.NDArray[np.float64], weights: npt.NDArray[np.float3
 def _clusters(
     features: list[torch.Tensor], parts: list[Rows], tiles: PairedSet, confounder: str, settings: Settings
 ) -> list[Measure]:
-    everything = np.concatenate(parts)
-    resampler = Resampler(tiles.column(tiles.unit_column(), everything), settings.seed)
-    total, there = np.zeros((2, len(resampler.times)))  # over quads and trials, of each draw
-    scores, n, before = [], 0, 0
+    quads = []
+    n = 0
     for x, rows in zip(features, parts, strict=True):
-        label, other = tiles.column("label", rows), tiles.column(confounder, rows)
         found = clustering_score(
-            x, label, other, clusters=settings.clusters, trials=settings.trials, seed=settings.seed
+            x,
+            tiles.column("label", rows),
+            tiles.column(confounder, rows),
+            clusters=settings.clusters,
+            trials=settings.trials,
+            seed=settings.seed,
         )
-        for quad in found.quads:
-            scores.append(quad.score)
-            groups = resampler.codes[before + quad.rows]
-            for clusters in quad.labels:
-                bio, scanner = (
-                    resampled_ari(truth[quad.rows], clusters, groups, resampler.times) for truth in (label, other)
-                )
-                # In a draw without a tile of some class, the quads of the other classes are left.
-                total += np.nan_to_num(bio - scanner)
-                there += np.isfinite(bio - scanner)
+        quads += [quad.score for quad in found.quads]
         n += found.n
-        before += len(rows)
-    return [Measure("clustering_score", confounder, float(np.mean(scores)), n, resampler.n_groups, ratio(total, there))]
+    scores = np.array(quads)
+    draws = Resampler(np.arange(len(scores)), settings.seed).means(scores) if len(scores) > 2 else None
+    return [Measure("clustering_score", confounder, float(scores.mean()), n, len(scores), draws)]
 
 
 def _confounding(

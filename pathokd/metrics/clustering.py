@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pathokd.metrics.neighbours import Labels
 from pathokd.metrics.similarity import unit_rows
-from pathokd.types import FloatArray
 
 N_INIT_CHOICE, N_INIT = 20, 5
 """Starts of k-means when the number of clusters is chosen, and when it is scored."""
@@ -31,14 +30,10 @@ class QuadScore(NamedTuple):
     clusters: int
     """As chosen by the silhouette; 1 where features do not differ, and then all is 0."""
     n: int
-    rows: npt.NDArray[np.intp]
-    """(n,) its tiles."""
-    labels: npt.NDArray[np.integer]
-    """(trials, n) cluster of each."""
 
 
 class ClusteringScore(NamedTuple):
-    """Means over quads; an interval comes from resampling slides (`resampled_ari`), as quads share their tiles."""
+    """Means over quads; an interval comes from resampling these or slides."""
 
     score: float
     """In [-1, 1]: 1 clusters are the classes, -1 clusters are the centres."""
@@ -91,16 +86,13 @@ def clustering_score(
     unit = unit_rows(features.detach()).cpu().numpy()
     scores, found, used = [], [], np.zeros(len(unit), dtype=bool)
     for classes, centres, rows in quads(bio, confounder):
-        chosen, labels = _quad(unit[rows], clusters, trials, seed)
-        truths = (bio[rows], confounder[rows])
-        aris = np.zeros((trials, 2))
-        if chosen > 1:
-            aris[:] = [[adjusted_rand_score(truth, each) for truth in truths] for each in labels]
+        chosen, aris = _quad(unit[rows], bio[rows], confounder[rows], clusters, trials, seed)
         ari_bio, ari_confounder = aris.mean(axis=0)
         each = aris[:, 0] - aris[:, 1]
         scores.append(each)
-        means = float(each.mean()), float(ari_bio), float(ari_confounder)
-        found.append(QuadScore(classes, centres, *means, chosen, len(rows), rows, labels))
+        found.append(
+            QuadScore(classes, centres, float(each.mean()), float(ari_bio), float(ari_confounder), chosen, len(rows))
+        )
         used[rows] = True
     if not found:
         raise ValueError(
@@ -135,54 +127,27 @@ def quads(bio: Labels, confounder: Labels) -> Iterator[tuple[tuple[str, str], tu
                 yield (str(classes[0]), str(classes[1])), (str(centres[0]), str(centres[1])), rows
 
 
-def resampled_ari(truth: Labels, labels: Labels, groups: npt.NDArray[np.intp], times: FloatArray) -> FloatArray:
-    """Adjusted Rand index of a clustering under draws of whole groups of tiles; the clusters stay as they are.
-
-    Pairs of different tiles count as often as both were drawn. A tile that was drawn twice is no pair with itself: such
-    pairs always agree, and would raise every draw.
-
-    Args:
-        truth: (n,) what the clusters should follow.
-        labels: (n,) cluster of each tile.
-        groups: (n,) number of each tile's group.
-        times: (draws, groups) how often each was drawn.
-
-    Returns:
-        One index per draw, NaN where nothing could be told apart.
-
-    Reference:
-        Hubert and Arabie 1985, "Comparing partitions", equation 5.
-    """
-    (t, i), (c, j) = (np.unique(column, return_inverse=True) for column in (truth, labels))
-    cells = len(t) * len(c)
-    count = np.zeros((times.shape[1], cells))
-    np.add.at(count, (groups, i * len(c) + j), 1.0)
-    shape = (len(times), len(t), len(c))
-    drawn, alone = ((weight @ count).reshape(shape) for weight in (times.astype(float), times.astype(float) ** 2))
-
-    def pairs(axis: int | tuple[int, ...] | None) -> npt.NDArray[np.float64]:
-        n, own = (drawn, alone) if axis is None else (drawn.sum(axis), alone.sum(axis))
-        return np.asarray(((n**2 - own) / 2).reshape(len(times), -1).sum(axis=1))
-
-    both, of_truth, of_labels, total = pairs(None), pairs(2), pairs(1), pairs((1, 2))
-    expected = np.divide(of_truth * of_labels, total, out=np.zeros_like(total), where=total > 0)
-    room = (of_truth + of_labels) / 2 - expected
-    found: FloatArray = np.divide(both - expected, room, out=np.full_like(total, np.nan), where=room > 1e-9)
-    return found
-
-
 def _quad(
-    unit: npt.NDArray[np.floating], clusters: Sequence[int], trials: int, seed: int
-) -> tuple[int, npt.NDArray[np.integer]]:
-    """The number of clusters, and the cluster of each tile per trial, (trials, n)."""
+    unit: npt.NDArray[np.floating],
+    bio: Labels,
+    confounder: Labels,
+    clusters: Sequence[int],
+    trials: int,
+    seed: int,
+) -> tuple[int, npt.NDArray[np.float64]]:
+    """The number of clusters, and per trial the two adjusted Rand indices."""
     # Rounded, since rows of a collapsed encoder may differ in their last bit.
     different = len(np.unique(unit.round(6), axis=0))
     # A silhouette needs two clusters at least and one tile less than tiles at most.
     possible = sorted({k for k in clusters if k <= min(different, len(unit) - 1)})
     if not possible:
-        return 1, np.zeros((trials, len(unit)), dtype=np.intp)
+        return 1, np.zeros((trials, 2))
     chosen = possible[0] if len(possible) == 1 else max(possible, key=lambda k: _silhouette(unit, k, seed))
-    return chosen, np.stack([_cluster(unit, chosen, N_INIT, seed + trial) for trial in range(trials)])
+    aris = np.empty((trials, 2))
+    for trial in range(trials):
+        labels = _cluster(unit, chosen, N_INIT, seed + trial)
+        aris[trial] = adjusted_rand_score(bio, labels), adjusted_rand_score(confounder, labels)
+    return chosen, aris
 
 
 def _silhouette(unit: npt.NDArray[np.floating], k: int, seed: int) -> float:

@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from pathokd.metrics.clustering import clustering_score, quads, resampled_ari
+from pathokd.metrics.clustering import clustering_score, quads
 
 
 def cohort(
@@ -91,31 +91,3 @@ def test_errors_say_what_to_do() -> None:
     x[3] = 0
     with pytest.raises(ValueError, match="1 of 48 rows"):
         clustering_score(x, bio, centre)
-
-
-def test_resampled_ari_equals_the_index_of_the_tiles_that_were_drawn() -> None:
-    rng = np.random.default_rng(0)
-    truth, labels, groups = rng.integers(0, 2, 60), rng.integers(0, 3, 60), rng.integers(0, 8, 60)
-    labels[:40] = truth[:40]
-    times = np.concatenate([np.ones((1, 8)), rng.integers(0, 2, (20, 8))])
-    got = resampled_ari(truth, labels, groups, times)
-    for draw, found in zip(times, got, strict=True):
-        kept = draw[groups] > 0
-        assert found == pytest.approx(adjusted_rand_score(truth[kept], labels[kept]))
-
-
-def test_a_tile_drawn_twice_is_no_pair_with_itself() -> None:
-    """Clusters of noise stay at 0 on average; with such pairs every draw would lie above."""
-    rng = np.random.default_rng(0)
-    times = rng.multinomial(30, np.full(30, 1 / 30), size=500).astype(float)
-    found = [
-        resampled_ari(rng.integers(0, 2, 30), rng.integers(0, 3, 30), np.arange(30), times).mean() for _ in range(40)
-    ]
-    assert abs(np.mean(found)) < 0.02
-
-
-def test_resampled_ari_of_one_cluster_is_0_and_of_one_class_unknown() -> None:
-    one, two = np.zeros(6, dtype=int), np.array([0, 0, 0, 1, 1, 1])
-    times = np.array([[1.0, 1.0], [2.0, 0.0]])
-    assert resampled_ari(two, one, two, times)[0] == 0
-    assert np.isnan(resampled_ari(two, one, two, times)[1])
