@@ -40,6 +40,7 @@ HELD = {"scanner": "stain", "stain": "scanner", "site": None}
 MAX_TILES = 6000
 """Tiles compared with each other; more are thinned out by place, seeded."""
 RANKS = 50
+NO_INTERVAL = "it would take clustering anew under every resample; compare models by other measures"
 
 
 class Settings(NamedTuple):
@@ -115,6 +116,8 @@ def measure_neighbours(model: ModelFeatures, tiles: PairedSet, settings: Setting
         for what, step in steps:
             try:
                 measures += step()
+                if what == "clustering score":
+                    not_shown.append((f"interval of the {what} against {confounder}", NO_INTERVAL))
             except ValueError as error:
                 not_shown.append((f"{what} against {confounder}", str(error)))
     return Found(measures, _joined(ranks), _joined(curves), not_shown)
@@ -306,9 +309,10 @@ def _clusters(
         )
         quads += [quad.score for quad in found.quads]
         n += found.n
-    scores = np.array(quads)
-    draws = Resampler(np.arange(len(scores)), settings.seed).means(scores) if len(scores) > 2 else None
-    return [Measure("clustering_score", confounder, float(scores.mean()), n, len(scores), draws)]
+    # Without an interval. Quads share their tiles, so resampling them says how classes differ, however many cases there
+    # are; and resampling cases under the clusters as they are held the truth in 77 to 87 % of simulated studies.
+    n_groups = Resampler(tiles.column(tiles.unit_column(), np.concatenate(parts)), settings.seed).n_groups
+    return [Measure("clustering_score", confounder, float(np.mean(quads)), n, n_groups, None)]
 
 
 def _confounding(

@@ -117,6 +117,16 @@ def test_chance_of_the_robustness_index_is_that_of_the_labels() -> None:
     assert value(found.measures, "robustness_index", "scanner", 101).value == pytest.approx(chance, abs=0.03)
 
 
+def test_the_clustering_score_has_no_interval() -> None:
+    """It had one of resampled quads, which share their tiles: called 30 groups, where there were six cases."""
+    tiles, x, _ = made()
+    found = measure_neighbours(model(x), tiles, Settings(k=5, trials=2, repetitions=2))
+    score = value(found.measures, "clustering_score", "scanner")
+    assert score.n_groups == 8
+    assert np.isnan(score.interval).all()
+    assert "interval of the clustering score against scanner" in dict(found.not_shown)
+
+
 def test_robustness_index_pools_stainings() -> None:
     tiles, place, other = made()
     x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)
