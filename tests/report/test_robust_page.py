@@ -96,6 +96,13 @@ def test_the_page_is_whole_and_needs_nothing_else(two: Robustness, tmp_path: Pat
     assert "nan" not in re.sub(r"<svg.*?</svg>|<code>.*?</code>", "", page, flags=re.DOTALL)
 
 
+def test_a_number_without_an_interval_says_so(two: Robustness, tmp_path: Path) -> None:
+    write_page(two, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    keys = page[page.index("clustering score, scanner") :]
+    assert "no interval" in keys[: keys.index("</tr>")]
+
+
 def test_the_robustness_index_stands_beside_its_chance(two: Robustness) -> None:
     """The dotted line lay at 1/2 whatever the labels, which with more classes is far above what chance gives."""
     measures = two.tables["measures"].copy()
