@@ -27,7 +27,7 @@ Header = dict[str, Any]
 
 _UNWRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,  # a file where a folder should be, or the other way round
+    *(_NO_FOLDER := (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)),  # a file where a folder should be, or the reverse
 )  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         filename = getattr(error, "filename", None)
         named = {Path(os.fsdecode(filename))} if isinstance(filename, str | bytes) else set()
         if number in _UNWRITABLE and named <= {part, target, *target.parents}:
+            if number in _NO_FOLDER:
+                raise StoreError(f"Cannot write {target}: {_in_the_way(target)}; name another output.") from error
             raise StoreError(
                 f"Cannot write {target}: {os.strerror(number)}. Free some space or choose another output folder; "
                 "nothing half-written was left behind."
@@ -72,6 +74,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             part.unlink()
+
+
+def _in_the_way(target: Path) -> str:
+    """What stands where a file, or the folder it goes into, should be."""
+    file = next((folder for folder in target.parents if folder.exists() and not folder.is_dir()), None)
+    return f"{target} is a folder" if file is None else f"{file} is a file, not a folder"
 
 
 def _system_error(error: OSError | SafetensorError) -> int | None:

@@ -29,3 +29,14 @@ def test_an_output_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(StoreError, match="Cannot write"), atomic_path(tmp_path / "out.bin") as part:
         raise PermissionError(errno.EACCES, "Permission denied", str(part))
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    """It said "File exists. Free some space"."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for target, what in (("file/out.bin", "file is a file, not a folder"), ("folder", "folder is a folder")):
+        caught = pytest.raises(StoreError, match=f"{what}; name another output")
+        with caught as error, atomic_path(tmp_path / target) as part:
+            part.write_bytes(b"x")
+        assert "space" not in str(error.value)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from pathokd.errors import StoreError
 from pathokd.files import atomic_path, check_summary
 from pathokd.progress import Bars
 
@@ -25,7 +26,9 @@ class Outcome(NamedTuple):
 
 
 def check_place(out: Path, verb: str) -> None:
-    """Raise StoreError if OUT/summary.csv is the table of another verb or program, such as that of the features."""
+    """Raise StoreError if OUT is a file, or OUT/summary.csv the table of another verb, such as that of the features."""
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file: name a folder for the output.")
     check_summary(out / "summary.csv", ("slide_id", "status", "n_flagged"), verb)
 
 

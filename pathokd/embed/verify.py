@@ -78,6 +78,8 @@ def expected_slides(root: Path) -> list[Expected]:
     Raises:
         StoreError: No such folder, or it holds neither summary nor embeddings.
     """
+    if root.is_file():
+        raise StoreError(f"{root} is a file: give the folder that `pathokd embed` wrote.")
     named = [Expected(*row) for row in _summary(root).itertuples(index=False)]
     known = {row.slide_id for row in named}
     extra = sorted(path.stem for path in root.glob("*.h5") if path.stem not in known)

@@ -33,7 +33,7 @@ class QuadScore(NamedTuple):
 
 
 class ClusteringScore(NamedTuple):
-    """Means over quads; an interval comes from resampling these or slides."""
+    """Means over quads. These share tiles: how they vary is no measure of how sure the mean is."""
 
     score: float
     """In [-1, 1]: 1 clusters are the classes, -1 clusters are the centres."""

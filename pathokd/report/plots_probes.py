@@ -123,7 +123,8 @@ def severity(table: pd.DataFrame, what: str, models: Sequence[str]) -> Figure:
         made, axes = grid(rows, columns, 1.65, 1.45)
         flat = [ax for row in axes for ax in row]
         clean = table[table["change"] == "clean"]
-        bottom = float(table[what].min()) - 0.08
+        # Intervals whole, too: one cut off at the axis looks narrower than it is.
+        bottom = float(np.nanmin(table[["low", "accuracy"] if what == "accuracy" else [what]])) - 0.08
         bottom = max(-0.05, bottom) if what == "accuracy" else bottom
         for ax, change in zip(flat, changes, strict=False):
             part = pd.concat([clean, table[table["change"] == change]])

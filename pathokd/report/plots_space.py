@@ -18,7 +18,7 @@ TYPE_WORDS = {
 
 
 def index_by_k(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
-    """Robustness index against k, one panel per confounder.
+    """Robustness index against k, one panel per confounder, beside that of neighbours drawn at random.
 
     Args:
         measures: `measures.csv`.
@@ -36,7 +36,9 @@ def index_by_k(measures: pd.DataFrame, models: Sequence[str]) -> Figure:
             shown = [k for k in (1, 3, 11, 33, 101) if k in ks] or ks
             ax.set_xticks(shown, [f"{k:g}" for k in shown])
             ax.minorticks_off()
-            ax.axhline(0.5, color=FAINT, lw=1, ls=":")
+            is_chance = (measures["name"] == "chance") & (measures["group"] == f"robustness_index {confounder}")
+            for chance in measures["value"][is_chance].iloc[:1]:
+                ax.axhline(chance, color=FAINT, lw=1, ls=":", label="chance")
             ax.set(ylim=(-0.02, 1.02), xlabel="k nearest neighbours")
             ax.set_title(f"against {word(confounder)}", loc="left")
             ax.text(

@@ -156,7 +156,8 @@ def figures(result: Robustness) -> dict[str, list[Shown]]:
     add(
         near, "robustness_index", "Robustness index against k",
         "Among near tiles of other cases that share either the tissue or the scanner with a tile, the share that has "
-        "the tissue. 1 is all tissue, 0 all scanner; above the dotted line tissue counts more.",
+        "the tissue. 1 is all tissue, 0 all scanner; the dotted line is where tiles drawn at random lie, which depends "
+        "on how many classes and scanners there are. Towards large k every model ends there.",
         _has(measures, "robustness_index"), lambda: plots_space.index_by_k(measures, models),
     )  # fmt: skip
     for confounder in dict.fromkeys(t["ranks"]["confounder"]) if len(t["ranks"]) else []:

@@ -137,7 +137,7 @@ SENTENCES = (
     Sentence(
         "robustness_index",
         "site",
-        "Where a near neighbour of {model} shares either the tissue or the site, it is the tissue in {percent}",
+        "Where a near neighbour of {model} shares either the tissue or the site, it is the tissue in {percent}{chance}",
         0,
     ),
     Sentence("probe_drop", "scanner", "A tissue probe on {model} loses {points} under a scanner it was not trained on"),
@@ -200,7 +200,8 @@ def _parts(rows: pd.DataFrame, sentence: Sentence, names: Sequence[str], measure
     for row in (
         rows.set_index("model").reindex([n for n in names if n in set(rows["model"])]).reset_index().to_dict("records")
     ):
-        chance = measures[(measures["name"] == "chance") & (measures["group"] == row["name"])]["value"]
+        about = (row["name"], f"{row['name']} {row['group']}")
+        chance = measures[(measures["name"] == "chance") & measures["group"].isin(about)]["value"]
         percent = f"{_percent(row['value'])} ({_percent(row['low'], unit=False)} to {_percent(row['high'])})"
         points = f"{_signed(row['value'], plus=False)} points ({_signed(row['low'])} to {_signed(row['high'])})"
         words = {

@@ -97,7 +97,11 @@ def test_a_file_that_was_changed_since(folder: Path) -> None:
     assert status(folder)["a"] == "damaged"
 
 
-def test_what_is_no_folder_of_embeddings(tmp_path: Path) -> None:
+def test_what_is_no_folder_of_embeddings(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"a\.h5 is a file: give the folder that `pathokd embed` wrote"):
+        verify_embeddings(folder / "a.h5")  # which it said held no embeddings
+    with pytest.raises(StoreError, match=r"a\.h5 is a file: name a folder"):
+        draw_overlays(folder, folder / "a.h5")
     with pytest.raises(StoreError, match="holds no embeddings"):
         verify_embeddings(tmp_path)
     (tmp_path / "summary.csv").write_text("a,b\n1,2\n")

@@ -101,6 +101,32 @@ def test_a_second_run_gives_the_same_intervals_to_the_last_digit(tmp_path: Path)
         assert np.array_equal(one.interval, other.interval)
 
 
+def test_chance_of_the_robustness_index_is_that_of_the_labels() -> None:
+    """With six classes under two scanners a model that knows nothing has an index near 1/6, not 1/2."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"pair_id": f"p{p}", "stain": "HE", "scanner": scanner, "label": "abcdef"[p % 6], "case": f"c{p // 6 % 8}"}
+        for scanner in ("A", "B")
+        for p in range(96)
+    ]
+    tiles = prepare(pd.DataFrame(rows), "made up")
+    found = measure_neighbours(model(rng.standard_normal((192, 8))), tiles, Settings(k=5, trials=1, repetitions=2))
+    chance = value(found.measures, "chance", "robustness_index scanner").value
+    # 2 tiles of each class and 12 of each scanner in a case: 14 SO and 70 OS among those of the 7 other cases.
+    assert chance == pytest.approx(14 / (14 + 70))
+    assert value(found.measures, "robustness_index", "scanner", 101).value == pytest.approx(chance, abs=0.03)
+
+
+def test_the_clustering_score_has_no_interval() -> None:
+    """It had one of resampled quads, which share their tiles: called 30 groups, where there were six cases."""
+    tiles, x, _ = made()
+    found = measure_neighbours(model(x), tiles, Settings(k=5, trials=2, repetitions=2))
+    score = value(found.measures, "clustering_score", "scanner")
+    assert score.n_groups == 8
+    assert np.isnan(score.interval).all()
+    assert "interval of the clustering score against scanner" in dict(found.not_shown)
+
+
 def test_robustness_index_pools_stainings() -> None:
     tiles, place, other = made()
     x = place + 1.5 * other[:, None] + 0.3 * np.random.default_rng(3).standard_normal(place.shape)

@@ -13,7 +13,7 @@ from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import prepare
 from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robustness
 from pathokd.metrics.aggregate import Condition
-from pathokd.report import plots_models, plots_pairs, plots_probes
+from pathokd.report import plots_models, plots_pairs, plots_probes, plots_space
 from pathokd.report.robust_page import figures, write_page
 from pathokd.report.robust_words import headlines, key_rows, verdict
 from pathokd.report.robustness import read_robustness, write_robustness
@@ -94,6 +94,24 @@ def test_the_page_is_whole_and_needs_nothing_else(two: Robustness, tmp_path: Pat
     assert "good <b>" not in page
     assert "var(--ink)" in page
     assert "nan" not in re.sub(r"<svg.*?</svg>|<code>.*?</code>", "", page, flags=re.DOTALL)
+
+
+def test_a_number_without_an_interval_says_so(two: Robustness, tmp_path: Path) -> None:
+    write_page(two, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    keys = page[page.index("clustering score, scanner") :]
+    assert "no interval" in keys[: keys.index("</tr>")]
+
+
+def test_the_robustness_index_stands_beside_its_chance(two: Robustness) -> None:
+    """The dotted line lay at 1/2 whatever the labels, which with more classes is far above what chance gives."""
+    measures = two.tables["measures"].copy()
+    about = (measures["name"] == "chance") & (measures["group"] == "robustness_index scanner")
+    assert about.sum() == 2
+    measures.loc[about, "value"] = 0.125
+    ax = plots_space.index_by_k(measures, ["bad", "good <b>"]).axes[0]
+    (line,) = [line for line in ax.lines if line.get_label() == "chance"]
+    assert set(np.asarray(line.get_ydata(), float)) == {0.125}
 
 
 def test_what_is_not_shown_says_why(two: Robustness, tmp_path: Path) -> None:
@@ -231,7 +249,7 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
             "change": c,
             "severity": s,
             "accuracy": 1 - s / 2,
-            "low": 0.4,
+            "low": 0.2,
             "high": 1.0,
             "cosine": 1 - s,
             "n": 9,
@@ -244,6 +262,7 @@ def test_severity_curves_are_drawn(two: Robustness) -> None:
     assert [one.name for one in drawn] == ["severity_accuracy", "severity_cosine"]
     line = drawn[0].made.axes[0].lines[0]
     assert line.get_ydata().tolist() == [1.0, 0.75, 0.5]
+    assert drawn[0].made.axes[0].get_ylim()[0] < 0.2  # intervals were cut off at the axis
 
 
 @pytest.mark.parametrize(("stainings", "models"), [(4, 3), (8, 2), (10, 2)])
