@@ -25,8 +25,8 @@ _P = tifffile.PHOTOMETRIC
 _FOREIGN = (_P.SEPARATED, _P.CIELAB, _P.ICCLAB, _P.ITULAB, _P.MINISWHITE)
 """Three or four channels that are none of RGB."""
 
-UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-"""Length units of OME-XML."""
+UM_PER_UNIT = {"\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+"""Length units of OME-XML; microns by the micro sign that the schema asks for, or by the Greek letter."""
 
 
 class TiffReader:
@@ -166,7 +166,7 @@ def _ome_properties(xml: str, series: int) -> dict[str, str]:
     if pixels is not None:
         for axis in "XY":
             value = pixels.get(f"PhysicalSize{axis}")
-            factor = UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+            factor = UM_PER_UNIT.get(pixels.get(f"PhysicalSize{axis}Unit", "um"))
             if value is not None and factor is not None:
                 found[f"ome.PhysicalSize{axis}"] = repr(float(value) * factor)
     used = image.find(".//{*}ObjectiveSettings")

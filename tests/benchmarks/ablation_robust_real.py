@@ -32,6 +32,7 @@ from pathokd.data.simulate import conditions, simulate_tiles
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.embed import Embedder
 from pathokd.export import export_student
+from pathokd.slides.manifest import TileManifest
 
 FIRST = yaml.safe_load((ROOT / "configs/distill/quickstart_cached.yaml").read_text(encoding="utf-8"))
 CONTROL = "clean / perturbed, longer (the control)"
@@ -94,6 +95,7 @@ class Sizes(NamedTuple):
     """How much is done; what is there was made by the sizes of its first run."""
 
     tiles: int
+    stride: int
     places: int
     measured: int
     first_steps: int
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--tiles", type=int, default=2400, help="learnt on")
+    parser.add_argument("--stride", type=int, default=224, help="pixels between them; under 224 they overlap")
     parser.add_argument("--places", type=int, default=500, help="of them, seen under simulated conditions in the arms")
     parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
     parser.add_argument("--first-steps", type=int, default=1000)
@@ -113,7 +116,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=3, help="blocks of the student; another number, another folder")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
-    sizes = Sizes(args.tiles, args.places, args.measured, args.first_steps, args.steps)
+    sizes = Sizes(args.tiles, args.stride, args.places, args.measured, args.first_steps, args.steps)
     shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
     out = shared / (args.teacher if args.depth == 3 else f"{args.teacher}_{args.depth}")
     STUDENTS[args.teacher].spec["model_args"]["depth"] = args.depth
@@ -128,19 +131,16 @@ def main() -> None:
 
 def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> Registered:
     """Tiles to learn on, the teacher as a folder, its targets and directions; returns the tiles to measure on."""
-    if not (shared / "tiles/manifest.parquet").is_file():
-        words = ["--out", shared / "tiles", "--skip-errors"]
-        pathokd("tile", ROOT / "configs/distill/embedded_teacher.csv", *words)
-    manifest = read_manifest(shared / "tiles")
-    held = manifest.frame["slide_id"].isin(HELD_OUT)
-    learn = drawn(manifest.frame[~held], sizes.tiles)
+    manifest, learnt = tiled(shared / "tiles", 224), tiled(shared / "tiles_learnt", sizes.stride)
+    held, kept = (each.frame["slide_id"].isin(HELD_OUT) for each in (manifest, learnt))
+    learn = drawn(learnt.frame[~kept], sizes.tiles)
     simulated = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
     for name, frame, wanted in (
         ("originals", learn, []),
         ("packed", simulated, conditions(LEARN_STAINS, LEARN_SCANNERS, 1.0)),
     ):
         if not (shared / name / "index.parquet").is_file():
-            simulate_tiles(WsiTiles(dataclasses.replace(manifest, frame=frame)), shared / name, wanted, workers=1)
+            simulate_tiles(WsiTiles(dataclasses.replace(learnt, frame=frame)), shared / name, wanted, workers=1)
     if not (out / "teacher/config.json").is_file():
         if teacher == "vits":
             export_student(load_teacher(data), out / "teacher", licence="Apache-2.0")
@@ -155,6 +155,14 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
     pathokd("denoise", out / "teacher", shared / "packed", *words)
     measured = drawn(manifest.frame[held], sizes.measured)
     return registered_tiles(WsiTiles(dataclasses.replace(manifest, frame=measured)), data)
+
+
+def tiled(folder: Path, stride: int) -> TileManifest:
+    """The slides in tiles, cut once."""
+    if not (folder / "manifest.parquet").is_file():
+        words = ["--out", folder, "--stride", stride, "--skip-errors"]
+        pathokd("tile", ROOT / "configs/distill/embedded_teacher.csv", *words)
+    return read_manifest(folder)
 
 
 def drawn(frame: pd.DataFrame, n: int) -> pd.DataFrame:

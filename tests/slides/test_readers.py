@@ -78,7 +78,7 @@ def test_the_largest_image_of_an_ome_is_the_slide(tmp_path: Path, picture: Pictu
         assert np.array_equal(slide.read_tile(130, 270, mpp=0.25, tile_px=300), picture[270:570, 130:430])
 
 
-@pytest.mark.parametrize(("unit", "size"), [("nm", 250.0), ("mm", 0.00025)])
+@pytest.mark.parametrize(("unit", "size"), [("\u03bcm", 0.25), ("nm", 250.0), ("mm", 0.00025)])
 def test_ome_units(tmp_path: Path, picture: Picture, unit: str, size: float) -> None:
     with Slide(write_ome(tmp_path / "a.ome.tif", [picture], unit, size)) as slide:
         assert slide.mpp == pytest.approx(0.25)
