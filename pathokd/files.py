@@ -25,10 +25,8 @@ Header = dict[str, Any]
 """JSON-able facts about a file: `schema`, `version`, and the settings that made it."""
 
 
-_UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    *(_NO_FOLDER := (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)),  # a file where a folder should be, or the reverse
-)  # fmt: skip
+_NO_FOLDER = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a file where a folder should be, or the reverse
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, *_NO_FOLDER)
 
 
 BROKEN_ARRAY = (

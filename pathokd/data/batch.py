@@ -14,7 +14,7 @@ class TileBatch(TypedDict):
 
     views: view name to uint8 images, (batch, 3, height, width), or (batch, count, 3, height, width) of a crop that is
         drawn several times; views of one crop share their geometry.
-    index: rows of the tile source, (batch,).
+    index: rows of the tile source. No tensor: each is handed over by the reading process in a conversation of its own.
     key: one name per tile, for messages.
     targets: teacher to its stored targets of these tiles, undecoded, by array name (`pathokd.data.targets`).
     place, condition: numbers of what tissue a tile shows and under which staining and scanner, where tiles are
@@ -22,7 +22,7 @@ class TileBatch(TypedDict):
     """
 
     views: dict[str, UInt8[Tensor, "batch *count 3 height width"]]
-    index: Int64[Tensor, " batch"]
+    index: list[int]
     key: list[str]
     targets: NotRequired[dict[str, dict[str, Tensor]]]
     place: NotRequired[Int64[Tensor, " batch"]]

@@ -122,7 +122,7 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
         "views": {
             name: torch.from_numpy(stack_planes([item["views"][name] for item in items])) for name in first["views"]
         },
-        "index": torch.tensor([item["index"] for item in items]),
+        "index": [item["index"] for item in items],
         "key": [item["key"] for item in items],
     }
     if first["targets"]:

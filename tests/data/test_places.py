@@ -215,7 +215,7 @@ def test_a_batch_says_places_and_conditions(registered_packed: Path) -> None:
     )
     index = PackedTiles(registered_packed).index
     for batch in data.train_dataloader():
-        rows = index.iloc[batch["index"].numpy()]
+        rows = index.iloc[batch["index"]]
         names = rows["case"] + "/" + rows["x"].astype(str) + "/" + rows["y"].astype(str)
         together = batch["place"][:, None] == batch["place"]
         assert (together.numpy() == (names.to_numpy()[:, None] == names.to_numpy())).all()
@@ -237,7 +237,7 @@ def test_a_tile_has_the_targets_of_its_reference_and_is_turned_like_it(
     index, store = source.index, TargetStore(out)
     turned = 0
     for batch in data.train_dataloader():
-        for number, row in enumerate(batch["index"].tolist()):
+        for number, row in enumerate(batch["index"]):
             tile = index.iloc[row]
             same = (index["case"] == tile["case"]) & (index["x"] == tile["x"]) & (index["y"] == tile["y"])
             reference = int(np.flatnonzero(same & (index["stain"] == "HE") & (index["scanner"] == "S45"))[0])

@@ -183,7 +183,7 @@ def test_averaged_patches_meet_the_students_averaged_patches(stored: dict[str, P
     batch = next(iter(data.train_dataloader()))
     with torch.no_grad():
         student = cached.net.heads["t__patches"](cached.net.encoder(batch["views"]["clean"]).patches).mean(1)
-        wanted = np.load(stored["pooled"] / "patches.npy")[batch["index"].numpy(), 0]
+        wanted = np.load(stored["pooled"] / "patches.npy")[batch["index"], 0]
         loss = float(cached.losses(batch).total)
     assert loss == pytest.approx(float(((student.numpy() - wanted) ** 2).mean()), rel=1e-5)
 
@@ -198,16 +198,16 @@ def test_every_epoch_brings_every_tile_with_its_own_targets(stored: dict[str, Pa
         loader.batch_sampler.set_epoch(epoch)
         rows = []
         for batch in loader:
-            rows += batch["index"].tolist()
-            assert np.array_equal(batch["targets"]["t"]["patches"], kept[batch["index"].numpy()])
+            rows += batch["index"]
+            assert np.array_equal(batch["targets"]["t"]["patches"], kept[batch["index"]])
             for row, clean, student in zip(
-                batch["index"].tolist(), batch["views"]["clean"], batch["views"]["student"], strict=True
+                batch["index"], batch["views"]["clean"], batch["views"]["student"], strict=True
             ):
                 pictures.setdefault(row, set()).add(clean.numpy().tobytes())
                 assert not torch.equal(clean, student)
         assert sorted(rows) == sorted(data.train_rows.tolist())
     assert all(len(seen) == 1 for seen in pictures.values())  # one geometry for ever
-    held_out = [row for batch in data.val_dataloader() for row in batch["index"].tolist()]
+    held_out = [row for batch in data.val_dataloader() for row in batch["index"]]
     assert held_out == data.val_rows.tolist()
 
 

@@ -112,7 +112,7 @@ def test_a_fitted_file_brings_conditions_together(denoiser: Path, registered_pac
 
 def test_targets_are_without_the_directions(denoiser: Path, tiny_teacher: Path) -> None:
     built = module(TeacherSpec(str(tiny_teacher), denoise=str(denoiser))).eval()
-    images = {"views": {"clean": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)}, "index": torch.arange(3)}
+    images = {"views": {"clean": torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)}, "index": [0, 1, 2]}
     with torch.no_grad():
         losses = built.losses({**images, "key": list("abc")})  # type: ignore[typeddict-item]
         t = load_encoder(str(tiny_teacher)).eval()(images["views"]["clean"])  # type: ignore[index]

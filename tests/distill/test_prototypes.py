@@ -68,7 +68,7 @@ def batch(n: int = 3) -> dict[str, Any]:
 
     views = {name: images(n) for name in ("clean", "student", "global2", "global2/student")}
     local = torch.randint(0, 256, (n, 4, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    return {"views": {**views, "local/student": local}, "index": torch.arange(n), "key": ["a", "b", "c"][:n]}
+    return {"views": {**views, "local/student": local}, "index": list(range(n)), "key": ["a", "b", "c"][:n]}
 
 
 def cross_entropy(built: DistillationModule, tokens: str, images: Any, view: str, teacher_view: str) -> Any:

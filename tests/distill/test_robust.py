@@ -42,7 +42,7 @@ def module(teacher: Path, **changes: Any) -> DistillationModule:
 def batch(n: int = 6, names: tuple[str, ...] = ("clean", "student", "student2")) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     views = {name: torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator) for name in names}
-    return {"views": views, "index": torch.arange(n), "key": [f"tile-{i}" for i in range(n)]}
+    return {"views": views, "index": list(range(n)), "key": [f"tile-{i}" for i in range(n)]}
 
 
 def fit(built: DistillationModule, tiles: Path, out: Path, **data: Any) -> L.Trainer:
