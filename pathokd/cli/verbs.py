@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from pathokd.errors import StoreError
 from pathokd.types import Mpp
 
 
@@ -79,10 +80,13 @@ def tile(
         overwrite: Redo slides that are done.
         skip_errors: Exit with 0 although a slide failed.
     """
+    from pathokd.data.packed import INDEX_NAME
     from pathokd.slides.manifest import TileSpec
     from pathokd.slides.sources import find_slides
     from pathokd.slides.tile import tile_slides
 
+    if (Path(out) / INDEX_NAME).is_file():  # which is what every other verb would go on to read there
+        raise StoreError(f"{out} holds packed tiles: choose another output folder.")
     spec = TileSpec(mpp, tile_px, stride, min_tissue, icc, allow_upsampling, border)
     summary = tile_slides(find_slides(slides, mpp=mpp_level0), spec, out, workers=workers, overwrite=overwrite)
     failed = int((summary["status"] == "failed").sum())

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
+from pathokd.data.handover import Parcel, TileLoader, wrap
 from pathokd.data.places import PATIENT_COLUMNS, Registered, RegisteredSpec, first_named, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
 from pathokd.data.targets import TargetStore, tile_identity
@@ -138,6 +139,11 @@ def collate(items: list[dict[str, Any]]) -> TileBatch:
     return batch
 
 
+def collate_and_wrap(items: list[dict[str, Any]]) -> Parcel:
+    """`collate`, for a process that hands the batch over."""
+    return wrap(collate(items))
+
+
 def _start_worker(worker: int, *, gives_way: bool) -> None:
     """What a worker process does first."""
     del worker
@@ -157,7 +163,7 @@ def _linger(number: int, frame: FrameType | None) -> None:
     signal.alarm(60)
 
 
-class ResumableLoader(DataLoader[TileBatch]):
+class ResumableLoader(TileLoader):
     """A DataLoader that Lightning can save and restore in mid-epoch.
 
     Only batches handed to the trainer count as done, however many the workers have read ahead. `waited_s` is how long
@@ -339,7 +345,7 @@ class TileDataModule(L.LightningDataModule):
             len(self.val_rows), self.val_batch_size, shuffle=False, drop_last=False, rank=rank, world_size=world
         )
         dataset = ViewDataset(source, self.val_rows, views, self.targets)
-        return DataLoader(dataset, batch_sampler=sampler, **self._options())
+        return TileLoader(dataset, batch_sampler=sampler, **self._options())
 
     def test_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, as in validation."""
@@ -357,7 +363,7 @@ class TileDataModule(L.LightningDataModule):
 
     def _options(self) -> dict[str, Any]:
         return {
-            "collate_fn": collate,
+            "collate_fn": collate_and_wrap if self.workers > 0 else collate,
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -144,3 +144,11 @@ def test_a_slide_without_its_end_is_called_cut_off(tmp_path: Path, capsys: pytes
     (tmp_path / "cut.svs").write_bytes(b"II*\0" + (100_000).to_bytes(4, "little") + bytes(5000))
     assert main(["inspect", str(tmp_path / "cut.svs")]) == 1
     assert "holds no image: it is cut off or damaged; copy it again from its source." in capsys.readouterr().out
+
+
+def test_tiles_do_not_go_where_packed_ones_are(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was tiled there was never read: other verbs took the packed tiles of before."""
+    before = sorted(packed.iterdir())
+    assert main(["tile", "slide.svs", "--out", str(packed)]) == 1
+    assert "holds packed tiles: choose another output folder." in capsys.readouterr().err
+    assert sorted(packed.iterdir()) == before
