@@ -14,7 +14,7 @@ class TileBatch(TypedDict):
 
     views: view name to uint8 images, (batch, 3, height, width), or (batch, count, 3, height, width) of a crop that is
         drawn several times; views of one crop share their geometry.
-    index: rows of the tile source. No tensor: each is handed over by the reading process in a conversation of its own.
+    index: rows of the tile source.
     key: one name per tile, for messages.
     targets: teacher to its stored targets of these tiles, undecoded, by array name (`pathokd.data.targets`).
     place, condition: numbers of what tissue a tile shows and under which staining and scanner, where tiles are
