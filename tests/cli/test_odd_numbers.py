@@ -46,7 +46,7 @@ def test_a_file_is_no_folder(
     (tmp_path / "out").write_text("mine")
     size = ["--k", "8", "--workers", "0"] if verb == "prototypes" else []
     assert main([verb, str(tiny_teacher), str(packed), "--out", str(tmp_path / "out"), *size]) == 1
-    assert "choose another output folder" in capsys.readouterr().err
+    assert "out is a file, not a folder; name another output." in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 
