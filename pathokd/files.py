@@ -113,6 +113,16 @@ def check_file(path: str | Path, example: str) -> None:
         raise StoreError(f"{path} is a folder: name the file to write, such as {path}/{example}.")
 
 
+def check_folder(path: str | Path) -> None:
+    """Refuse, before the work, to write a folder where a file is.
+
+    Raises:
+        StoreError: a file of that name is there.
+    """
+    if Path(path).exists() and not Path(path).is_dir():
+        raise StoreError(f"{path} is a file: name a folder for the output.")
+
+
 def check_summary(path: str | Path, columns: Iterable[str], verb: str) -> None:
     """Refuse to write a summary over the table of another verb or program.
 

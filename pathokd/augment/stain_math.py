@@ -203,9 +203,9 @@ def swap_map(source: Appearance, target: Appearance, strength: float = 1.0) -> O
 def _limits(factors: FloatArray) -> FloatArray:
     """Least and greatest change of OD, (2, 3), given the factors by which each dye alone changes it, (dyes, 3).
 
-    A mixture changes by a factor between those of its dyes, and what lies off them stays. Without these limits the map
-    would extrapolate: where a scanner saw no red at all, the amounts that explain it are of opposite sign and cancel in
-    green and blue, and less of one would turn a dark nucleus into cyan.
+    A mixture changes by a factor between those of its dyes, and what lies off them stays or fades. Without these limits
+    the map would extrapolate: where a scanner saw no red at all, the amounts that explain it are of opposite sign and
+    cancel in green and blue, and less of one would turn a dark nucleus into cyan.
     """
     kept = np.vstack([factors, np.ones(3)])
     return np.stack([kept.min(axis=0), kept.max(axis=0)])

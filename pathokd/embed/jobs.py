@@ -12,7 +12,7 @@ from pathokd.embed.embedder import Embedder
 from pathokd.embed.facts import check_slide, embedding_header
 from pathokd.embed.store import StoredDtype, is_foreign, read_header
 from pathokd.errors import ManifestError, StoreError
-from pathokd.files import Header, check_header
+from pathokd.files import Header, check_folder, check_header
 from pathokd.slides.manifest import MARKS, TileManifest, TileSpec
 from pathokd.slides.sources import check_slide_id
 
@@ -55,8 +55,7 @@ def plan(
     number, shards = shard
     if not 0 <= number < shards:
         raise ValueError(f"shard should be (i, n) with i from 0 to n - 1, got {shard}.")
-    if out.exists() and not out.is_dir():
-        raise StoreError(f"{out} is a file: name a folder for the output.")
+    check_folder(out)
     for slide_id in table.frame["slide_id"].unique():
         check_slide_id(str(slide_id))
     _check_rows(table)

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from pathokd.errors import StoreError
-from pathokd.files import atomic_path, check_summary
+from pathokd.files import atomic_path, check_folder, check_summary
 from pathokd.progress import Bars
 
 
@@ -27,8 +26,7 @@ class Outcome(NamedTuple):
 
 def check_place(out: Path, verb: str) -> None:
     """Raise StoreError if OUT is a file, or OUT/summary.csv the table of another verb, such as that of the features."""
-    if out.exists() and not out.is_dir():
-        raise StoreError(f"{out} is a file: name a folder for the output.")
+    check_folder(out)
     check_summary(out / "summary.csv", ("slide_id", "status", "n_flagged"), verb)
 
 

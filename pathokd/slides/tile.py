@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import atomic_path, check_header, check_summary, file_mark, sha256_file, write_json
+from pathokd.files import atomic_path, check_folder, check_header, check_summary, file_mark, sha256_file, write_json
 from pathokd.progress import Bars
 from pathokd.slides.contours import mask_geojson
 from pathokd.slides.grid import tile_grid
@@ -82,8 +82,7 @@ def tile_slides(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     out = Path(out_dir)
-    if out.exists() and not out.is_dir():
-        raise StoreError(f"{out} is a file: name a folder for the output.")
+    check_folder(out)
     check_summary(out / "summary.csv", ("slide_id", "status", "mpp_source"), "tile")
     done = set() if overwrite else {s.slide_id for s in sources if _is_done(s, spec, out)}
     outcomes: dict[str, Outcome] = {}

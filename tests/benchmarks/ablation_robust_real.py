@@ -131,7 +131,8 @@ def main() -> None:
 
 def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> Registered:
     """Tiles to learn on, the teacher as a folder, its targets and directions; returns the tiles to measure on."""
-    manifest, learnt = tiled(shared / "tiles", 224), tiled(shared / "tiles_learnt", sizes.stride)
+    manifest = tiled(shared / "tiles", 224)
+    learnt = manifest if sizes.stride == 224 else tiled(shared / "tiles_learnt", sizes.stride)
     held, kept = (each.frame["slide_id"].isin(HELD_OUT) for each in (manifest, learnt))
     learn = drawn(learnt.frame[~kept], sizes.tiles)
     simulated = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
