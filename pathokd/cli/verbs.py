@@ -102,7 +102,7 @@ def slides_outcome(failed: int, total: int, where: str, skip_errors: bool) -> in
 
 
 def pack(
-    tiles: str,
+    tiles: list[str],
     *,
     out: str,
     quality: int = 90,
@@ -114,7 +114,7 @@ def pack(
     """Store tiles in shards.
 
     Args:
-        tiles: Folder of `pathokd tile`, or a manifest.
+        tiles: Folders of `pathokd tile`, or manifests; several become one set, say of several magnifications.
         out: Folder for shards and index.
         quality: JPEG quality; 0 stores PNG.
         shard_tiles: Tiles per shard.

@@ -6,7 +6,7 @@ import os
 import shutil
 import tarfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header
 from pathokd.progress import Bars
-from pathokd.slides.manifest import write_table
+from pathokd.slides.manifest import join_manifests, write_table
 from pathokd.types import Rgb
 
 UNREADABLE = "unreadable"
@@ -79,31 +79,33 @@ def encode(tile: Rgb, spec: PackSpec) -> bytes:
 
 
 def pack_tiles(
-    manifest: str | Path,
+    manifests: str | Path | Sequence[str | Path],
     out_dir: str | Path,
     spec: PackSpec | None = None,
     *,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> PackResult:
-    """Read every good tile of a manifest and store it under `out_dir`.
+    """Read every good tile of one or more manifests and store it under `out_dir`.
 
     Whole shards that are there already are kept, so an interrupted run goes on where it stopped. A tile that cannot be
     read is left out, counted, and listed in `unreadable.csv`.
 
     Args:
-        manifest: `manifest.parquet`, or the folder that holds it.
+        manifests: `manifest.parquet`, or the folder that holds it; several become one set of tiles, say of several
+            magnifications or of cohorts tiled apart.
         out_dir: the packed folder.
         spec: how to store.
         workers: reading threads; by default one per core.
         overwrite: pack anew although `out_dir` was made with other settings, or is complete.
 
     Raises:
-        ManifestError: no tiles to pack.
+        ManifestError: no tiles to pack, or manifests that do not go together (`join_manifests`).
         StoreError: `out_dir` was made with other settings or of other slides of these names, or the disk is full.
     """
     spec = spec or PackSpec()
-    tiles = WsiTiles(read_manifest(manifest))
+    paths = [manifests] if isinstance(manifests, str | Path) else manifests
+    tiles = WsiTiles(join_manifests([read_manifest(path) for path in paths]))
     settings = {**asdict(spec), "tiles": asdict(tiles.spec), "manifest": source_identity(tiles.index)}
     return pack_source(tiles, out_dir, spec, settings, slides=slide_marks(tiles), workers=workers, overwrite=overwrite)
 

@@ -103,14 +103,18 @@ def _near_each_other(frame: pd.DataFrame, case_column: str) -> tuple[npt.NDArray
 
     And which tiles lie within the tolerance of their place's median position, (n,): the others are no part of it.
 
-    Not by rounding to squares: tiles half a tile apart, or of a grid that starts at half a tile, share a square.
+    Not by rounding to squares: tiles half a tile apart, or of a grid that starts at half a tile, share a square. Of a
+    slide cut at several magnifications, tiles of other sides are other places.
     """
+    side = tile_um(frame)
+    sides, which = np.unique(side, return_inverse=True)
+    scale = np.concatenate([[0], np.cumsum(np.diff(sides) > TOLERANCE * sides[:-1])])[which]
     table = pd.DataFrame(centre_um(frame), columns=["x", "y"]).assign(case=case_names(frame, case_column))
-    largest = TOLERANCE * tile_um(frame)
+    largest = TOLERANCE * side
     for axis in ("x", "y"):
-        order = np.lexsort((table[axis], table["case"]))
+        order = np.lexsort((table[axis], scale, table["case"]))
         case, position = table["case"].to_numpy(str)[order], table[axis].to_numpy()[order]
-        new = (case[1:] != case[:-1]) | (np.diff(position) > largest[order][1:])
+        new = (case[1:] != case[:-1]) | (np.diff(scale[order]) > 0) | (np.diff(position) > largest[order][1:])
         number = np.empty(len(table), np.int64)
         number[order] = np.concatenate([[0], np.cumsum(new)])
         table[f"{axis} number"] = number

@@ -38,7 +38,7 @@ class WsiTiles:
         self._frame, self.spec = frame, manifest.spec
         self._paths = frame["path"].to_list()
         self._x, self._y = frame["x"].to_numpy(), frame["y"].to_numpy()
-        self._mpp_level0 = frame["mpp_level0"].to_numpy()
+        self._mpp, self._mpp_level0 = frame["mpp"].to_numpy(), frame["mpp_level0"].to_numpy()
         self._open()
 
     def _open(self) -> None:
@@ -67,7 +67,7 @@ class WsiTiles:
         return slide.read_tile(
             int(self._x[row]),
             int(self._y[row]),
-            mpp=self.spec.mpp,
+            mpp=float(self._mpp[row]),
             tile_px=self.spec.tile_px,
             allow_upsampling=self.spec.allow_upsampling,
         )

@@ -13,7 +13,7 @@ from pathokd.embed.facts import check_slide, embedding_header
 from pathokd.embed.store import StoredDtype, is_foreign, read_header
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import Header, check_folder, check_header
-from pathokd.slides.manifest import MARKS, TileManifest, TileSpec
+from pathokd.slides.manifest import MARKS, TileManifest, TileSpec, check_slides_agree
 from pathokd.slides.sources import check_slide_id
 
 LEFTOVER_S = 3600.0
@@ -85,15 +85,7 @@ def _check_rows(table: TileManifest) -> None:
                 f"The manifest says {name} = {wanted:g} and holds tiles of {frame.loc[odd, name].iloc[0]:g}: embed "
                 "tiles that were cut with different settings one after another."
             )
-    for name in ("path", "mpp_level0"):
-        values = frame.groupby("slide_id", sort=False)[name].unique()
-        several = values[values.map(len) > 1]
-        if len(several):
-            first, second = several.iloc[0][:2]
-            raise ManifestError(
-                f"Tiles of the slide {several.index[0]!r} have two values of {name}, {first} and {second}: give each "
-                "slide its own slide_id."
-            )
+    check_slides_agree(frame)
 
 
 def _by_slide(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:

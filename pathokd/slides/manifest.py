@@ -1,7 +1,8 @@
 """The table of tiles and the settings that made it."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,54 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     for name in metadata:
         out[name] = out[name].astype("float32") if name == "label_share" else out[name].fillna("").astype("str")
     return out.reset_index(drop=True)
+
+
+def join_manifests(manifests: Sequence[TileManifest]) -> TileManifest:
+    """Several manifests as one, such as slides cut at several magnifications, or cohorts that were tiled apart.
+
+    Args:
+        manifests: At least one; each row keeps its `mpp`, all else of the settings is the first one's.
+
+    Raises:
+        ManifestError: tiles of several sizes or colours, one tile twice, or two slides of one name.
+    """
+    first, *others = manifests
+    if not others:
+        return first
+    for name in ("tile_px", "icc"):
+        values = {getattr(each.spec, name) for each in manifests}
+        if len(values) > 1:
+            raise ManifestError(
+                f"The tables of tiles have several values of {name}, {' and '.join(map(str, sorted(values)))}: tiles "
+                "that are packed together share it."
+            )
+    frame = typed(pd.concat([each.frame for each in manifests], ignore_index=True))
+    twice = frame.duplicated(["slide_id", "x", "y", "mpp"])
+    if twice.any():
+        slide, x, y, mpp = frame.loc[twice, ["slide_id", "x", "y", "mpp"]].iloc[0]
+        raise ManifestError(
+            f"The tile of slide {slide} at ({x}, {y}), {mpp:g} um/px, stands in two tables: give each tile once."
+        )
+    check_slides_agree(frame)
+    upsampling = any(each.spec.allow_upsampling for each in manifests)  # each table was refused where it may not
+    return TileManifest(frame, replace(first.spec, allow_upsampling=upsampling))
+
+
+def check_slides_agree(frame: pd.DataFrame) -> None:
+    """Refuse tiles of which two slides bear one name.
+
+    Raises:
+        ManifestError: names the first such slide.
+    """
+    for name in ("path", "mpp_level0"):
+        values = frame.groupby("slide_id", sort=False)[name].unique()
+        several = values[values.map(len) > 1]
+        if len(several):
+            first, second = several.iloc[0][:2]
+            raise ManifestError(
+                f"Tiles of the slide {several.index[0]!r} have two values of {name}, {first} and {second}: give each "
+                "slide its own slide_id."
+            )
 
 
 def empty_frame() -> pd.DataFrame:

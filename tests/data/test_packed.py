@@ -5,7 +5,9 @@ import os
 import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from pathokd.data.wsi import WsiTiles, open_tiles, read_manifest, tile_keys
 from pathokd.errors import ManifestError, StoreError
 from pathokd.phantom import write_pyramid
 from pathokd.slides.manifest import TileManifest
+from pathokd.slides.slide import Slide
 
 SHARD = 20
 
@@ -114,6 +117,43 @@ def test_other_settings_are_refused_by_name_unless_overwritten(tmp_path: Path, p
         pack_tiles(packed.parent, tmp_path, PackSpec(quality=50))
     pack_tiles(packed.parent, tmp_path, PackSpec(quality=50), overwrite=True)
     assert PackedTiles(tmp_path).header["settings"]["quality"] == 50
+
+
+def test_tables_of_several_magnifications_become_one_set(tmp_path: Path, packed: Path) -> None:
+    fine = read_manifest(packed.parent)
+    corners = fine.frame[(fine.frame["x"] % 128 == 0) & (fine.frame["y"] % 128 == 0)]
+    coarse = TileManifest(corners.assign(mpp=1.0).drop(columns="patient"), replace(fine.spec, mpp=1.0))
+    coarse.write(tmp_path / "coarse/manifest.parquet")
+    folders = [packed.parent, tmp_path / "coarse"]
+    assert pack_tiles(folders, tmp_path / "packed", PackSpec(quality=0)).tiles == 48 + 12
+    assert pack_tiles(folders, tmp_path / "packed", PackSpec(quality=0)).tiles == 48 + 12  # as it is there
+    stored = PackedTiles(tmp_path / "packed")
+    assert stored.index["key"].is_unique
+    assert (stored.index["patient"] == "").equals(stored.index["mpp"] == 1.0)
+    for row, place in enumerate(stored.index.itertuples()):
+        with Slide(place.path) as slide:
+            assert np.array_equal(stored.read(row), slide.read_tile(place.x, place.y, mpp=place.mpp, tile_px=64))
+    with pytest.raises(StoreError, match="manifest"):
+        pack_tiles(packed.parent, tmp_path / "packed", PackSpec(quality=0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "spec", "said"),
+    [
+        ({"mpp": 1.0, "tile_px": 32}, {"mpp": 1.0, "tile_px": 32}, "several values of tile_px, 32 and 64"),
+        ({}, {"icc": True}, "several values of icc, False and True"),
+        ({}, {}, r"slide 0\.é at \(0, 0\), 0\.5 um/px, stands in two tables"),
+        ({"mpp": 1.0, "path": "elsewhere.tif"}, {"mpp": 1.0}, "two values of path, .*elsewhere.tif: give each slide"),
+    ],
+)
+def test_tables_that_do_not_go_together_are_refused(
+    changed: dict[str, Any], spec: dict[str, Any], said: str, tmp_path: Path, packed: Path
+) -> None:
+    first = read_manifest(packed.parent)
+    TileManifest(first.frame.assign(**changed), replace(first.spec, **spec)).write(tmp_path / "manifest.parquet")
+    with pytest.raises(ManifestError, match=said):
+        pack_tiles([packed.parent, tmp_path], tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_corrupt_tile_is_left_out_and_told(tmp_path: Path, packed: Path) -> None:

@@ -61,6 +61,13 @@ def test_a_place_is_the_same_microns_of_a_case() -> None:
     assert (found.condition == (table["scanner"] == "S50")).all()
 
 
+def test_a_place_has_one_size() -> None:
+    """Of a slide cut at two magnifications, tiles around one point were one place."""
+    fine = frame([("a", scanner, 0.5, 112.0, 112.0) for scanner in ("S50", "S45")])
+    coarse = frame([("a", scanner, 0.5, 56.0, 56.0) for scanner in ("S50", "S45")]).assign(mpp=1.0)
+    assert registered_tiles(pd.concat([fine, coarse], ignore_index=True)).place.tolist() == [0, 0, 1, 1]
+
+
 def test_slides_of_unknown_case_are_registered_with_nothing() -> None:
     rows = [(case, scanner, 0.5, 0.0, 0.0) for case in ("a", "", " ") for scanner in ("S50", "S45")]
     table = frame(rows).assign(slide_id=list("123456"))
