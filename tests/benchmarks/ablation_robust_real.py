@@ -32,7 +32,7 @@ from pathokd.data.simulate import conditions, simulate_tiles
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.embed import Embedder
 from pathokd.export import export_student
-from pathokd.slides.manifest import TileManifest
+from pathokd.slides.manifest import TileManifest, join_manifests
 
 FIRST = yaml.safe_load((ROOT / "configs/distill/quickstart_cached.yaml").read_text(encoding="utf-8"))
 CONTROL = "clean / perturbed, longer (the control)"
@@ -96,6 +96,7 @@ class Sizes(NamedTuple):
 
     tiles: int
     stride: int
+    more_mpp: tuple[float, ...]
     places: int
     measured: int
     first_steps: int
@@ -109,6 +110,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--tiles", type=int, default=2400, help="learnt on")
     parser.add_argument("--stride", type=int, default=224, help="pixels between them; under 224 they overlap")
+    parser.add_argument(
+        "--more-mpp",
+        type=float,
+        nargs="+",
+        default=[],
+        help="other magnifications of the slides in the first stage, each at most half as many tiles as at 0.5 um/px",
+    )
     parser.add_argument("--places", type=int, default=500, help="of them, seen under simulated conditions in the arms")
     parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
     parser.add_argument("--first-steps", type=int, default=1000)
@@ -116,7 +124,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=3, help="blocks of the student; another number, another folder")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
-    sizes = Sizes(args.tiles, args.stride, args.places, args.measured, args.first_steps, args.steps)
+    sizes = Sizes(
+        args.tiles, args.stride, tuple(args.more_mpp), args.places, args.measured, args.first_steps, args.steps
+    )
     shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
     out = shared / (args.teacher if args.depth == 3 else f"{args.teacher}_{args.depth}")
     STUDENTS[args.teacher].spec["model_args"]["depth"] = args.depth
@@ -135,13 +145,19 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
     learnt = manifest if sizes.stride == 224 else tiled(shared / "tiles_learnt", sizes.stride)
     held, kept = (each.frame["slide_id"].isin(HELD_OUT) for each in (manifest, learnt))
     learn = drawn(learnt.frame[~kept], sizes.tiles)
-    simulated = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
-    for name, frame, wanted in (
-        ("originals", learn, []),
+    magnifications = [dataclasses.replace(learnt, frame=learn)]
+    for mpp in sizes.more_mpp:
+        other = tiled(shared / f"tiles_{mpp:g}", 224, mpp)
+        frame = drawn(other.frame[~other.frame["slide_id"].isin(HELD_OUT)], len(learn) // 2)
+        magnifications.append(dataclasses.replace(other, frame=frame))
+    places = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
+    simulated = dataclasses.replace(learnt, frame=places)
+    for name, cut, wanted in (
+        ("originals", join_manifests(magnifications), []),
         ("packed", simulated, conditions(LEARN_STAINS, LEARN_SCANNERS, 1.0)),
     ):
         if not (shared / name / "index.parquet").is_file():
-            simulate_tiles(WsiTiles(dataclasses.replace(learnt, frame=frame)), shared / name, wanted, workers=1)
+            simulate_tiles(WsiTiles(cut), shared / name, wanted, workers=1)
     if not (out / "teacher/config.json").is_file():
         if teacher == "vits":
             export_student(load_teacher(data), out / "teacher", licence="Apache-2.0")
@@ -158,10 +174,11 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
     return registered_tiles(WsiTiles(dataclasses.replace(manifest, frame=measured)), data)
 
 
-def tiled(folder: Path, stride: int) -> TileManifest:
+def tiled(folder: Path, stride: int, mpp: float = 0.5) -> TileManifest:
     """The slides in tiles, cut once."""
     if not (folder / "manifest.parquet").is_file():
-        words = ["--out", folder, "--stride", stride, "--skip-errors"]
+        words = ["--out", folder, "--stride", stride, "--mpp", mpp, "--skip-errors"]
+        words += ["--allow-upsampling"] if mpp < 0.5 else []
         pathokd("tile", ROOT / "configs/distill/embedded_teacher.csv", *words)
     return read_manifest(folder)
 
