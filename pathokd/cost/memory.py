@@ -225,7 +225,6 @@ def available_bytes(device: torch.device, processes: int = 1) -> int | None:
 
 
 def _physical_bytes() -> int | None:
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows
@@ -234,7 +233,6 @@ def _physical_bytes() -> int | None:
 
 def _group_bytes() -> int | None:
     """The limit of the container, if there is one."""
-
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             return int((Path("/sys/fs/cgroup") / name).read_text())
