@@ -1,6 +1,7 @@
 """The table of tiles and the settings that made it."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -186,8 +187,10 @@ def check_slides_agree(frame: pd.DataFrame) -> None:
     Raises:
         ManifestError: names the first such slide.
     """
+    slides = frame[["slide_id", "path", "mpp_level0"]].drop_duplicates()
+    slides = slides.assign(path=slides["path"].map(os.path.realpath))  # one file may be spelt in several ways
     for name in ("path", "mpp_level0"):
-        values = frame.groupby("slide_id", sort=False)[name].unique()
+        values = slides.groupby("slide_id", sort=False)[name].unique()
         several = values[values.map(len) > 1]
         if len(several):
             first, second = several.iloc[0][:2]

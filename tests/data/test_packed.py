@@ -122,7 +122,8 @@ def test_other_settings_are_refused_by_name_unless_overwritten(tmp_path: Path, p
 def test_tables_of_several_magnifications_become_one_set(tmp_path: Path, packed: Path) -> None:
     fine = read_manifest(packed.parent)
     corners = fine.frame[(fine.frame["x"] % 128 == 0) & (fine.frame["y"] % 128 == 0)]
-    coarse = TileManifest(corners.assign(mpp=1.0).drop(columns="patient"), replace(fine.spec, mpp=1.0))
+    corners = corners.assign(mpp=1.0, path=[f"{Path(path).parent}/./{Path(path).name}" for path in corners["path"]])
+    coarse = TileManifest(corners.drop(columns="patient"), replace(fine.spec, mpp=1.0))
     coarse.write(tmp_path / "coarse/manifest.parquet")
     folders = [packed.parent, tmp_path / "coarse"]
     assert pack_tiles(folders, tmp_path / "packed", PackSpec(quality=0)).tiles == 48 + 12
