@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pathokd.cli.training_cost import SayCost
 from pathokd.cli.wording import OneSentence
@@ -45,10 +45,31 @@ class KeepConfig(SaveConfigCallback):
     """Writes the whole configuration of a fit to OUT/config.yaml, so that the run can be repeated or resumed."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file before training starts."""
-        if stage == "fit" and trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
+        """Nothing yet: the run may still be refused, and the file be that of the one it was to go on from."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file before the first step."""
+        if trainer.is_global_zero and not self.already_saved:
+            config = self.config.clone()
+            if config.resume:  # a word of this start, not of the run: `validate` would take last.ckpt for best.ckpt
+                config.resume, config.ckpt_path = False, None
+            text = self.parser.dump(config, skip_none=False)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+            self.already_saved = True
+
+
+class OpenLogs(Callback):
+    """Gives a fit its loggers once it starts: Lightning opens their files before it looks at tiles and checkpoint."""
+
+    def __init__(self, loggers: list[Logger]) -> None:
+        self.loggers = loggers
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Attach them."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.loggers = self.loggers
 
 
 class TrainCLI(LightningCLI):
@@ -113,10 +134,12 @@ class TrainCLI(LightningCLI):
         """Add loggers, callbacks and the atomic checkpoint writer."""
         config = self.config_init[self.subcommand]
         out, settings = Path(config.out), config.trainer
-        if settings.logger is None:
-            kwargs["logger"] = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
         given = settings.callbacks
         callbacks = list(given) if isinstance(given, Sequence) else [given] if given else []
+        if settings.logger is None:
+            loggers = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
+            kwargs["logger"] = False if self.subcommand == "fit" else loggers
+            callbacks = [OpenLogs(loggers), *callbacks]  # before those that ask for loggers as the training starts
         kwargs["callbacks"] = [*callbacks, *self._callbacks(out / "checkpoints", config)]
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]

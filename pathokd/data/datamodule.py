@@ -274,6 +274,35 @@ class TileDataModule(L.LightningDataModule):
             self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
         )
 
+    def split(self) -> dict[str, Any]:
+        """What decides which tiles are held out, for a checkpoint."""
+        self.setup()
+        return {
+            "tiles": self._identity,
+            "val_fraction": self.val_fraction,
+            "split_by": split_column(self._source().index, self.split_by),
+            "seed": self.seed,
+        }
+
+    def check_held_out(self, split: Mapping[str, Any]) -> None:
+        """Refuse to measure on what a training with this `split` learnt from; of other tiles nothing is known.
+
+        Raises:
+            ManifestError: says how many tiles it would be, and what was held out.
+        """
+        now = self.split()
+        if split["tiles"] != now["tiles"]:
+            return
+        settings = {name: split[name] for name in ("val_fraction", "split_by", "seed")}
+        learnt, _ = split_rows(self._source().index, **settings)
+        seen = len(np.intersect1d(learnt, self.val_rows))
+        if seen:
+            held_out = ", ".join(f"data.{name} {value}" for name, value in settings.items())
+            raise ManifestError(
+                f"{seen:,} of these {len(self.val_rows):,} held-out tiles were for training when this checkpoint was "
+                f"written, and would be measured as if they were new: hold out what that run did, by {held_out}."
+            )
+
     def described(self) -> str:
         """What is trained on, for a model card."""
         self.setup()
