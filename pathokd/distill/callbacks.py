@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathokd.errors import TrainingError
 from pathokd.files import atomic_path
-from pathokd.models.sharded import is_sharded, read_whole
+from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 from pathokd.processes import largest_of_processes, process_rank, world_size
 from pathokd.progress import PLAIN_INTERVAL_S
 
@@ -250,6 +250,9 @@ class LastCheckpoint(StepEnds, ModelCheckpoint):
         """Key of this callback's state; must not depend on the interval, which a resumed run may change."""
         return "LastCheckpoint"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: there is one file, and which it is nobody has to remember."""
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on within the epoch in which a finished run ended, if there is more to do now.
 
@@ -292,6 +295,15 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the measure of best.ckpt, also where the run's folder was moved: Lightning would forget it."""
+        here = Path(str(self.dirpath)) / "best.ckpt"
+        if is_checkpoint(here) and state_dict["best_k_models"]:
+            path, (score,) = str(here), state_dict["best_k_models"].values()
+            now = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            state_dict = {**state_dict, **now, "best_k_models": {path: score}}
+        super().load_state_dict(state_dict)
 
 
 @contextlib.contextmanager

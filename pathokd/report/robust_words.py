@@ -54,7 +54,8 @@ KEYS = (
 
 EXPLAINED = {
     "separation_mean": "Separation: cosine of matched tiles less that of all other pairs; near 0 is collapse.",
-    "plism": "PLISM number: mean of the cosine over all pairs and the top-10 across scanners, stainings and both.",
+    "plism": "PLISM number: mean of four medians over pairs of conditions, the cosine of all pairs and the top-10 of "
+    "those across scanners, across stainings and across both.",
     "robustness_index": "Robustness index: among near tiles that share either the tissue or the condition, the share "
     "that has the tissue.",
     "croma_median": "CRoMa: how much nearer the nearest tiles of the same tissue under another condition lie than "

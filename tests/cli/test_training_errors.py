@@ -178,6 +178,26 @@ def test_a_resumed_run_keeps_its_settings_not_its_resuming(tiny_teacher: Path, p
     assert (kept["resume"], kept["ckpt_path"]) == (False, None)
 
 
+@pytest.mark.filterwarnings("error:The dirpath has changed")
+def test_a_moved_run_keeps_its_best(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    """Resumed elsewhere it forgot the measure of best.ckpt, and the next validation, however bad, replaced it."""
+    config = recipe(tiny_teacher, packed)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["fit", "--config", str(tmp_path / "c.yaml"), "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    best, last = (moved / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if "BestCheckpoint" in key)
+    state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(2.0))  # which no cosine reaches
+    torch.save(checkpoint, last)
+    before = best.read_bytes()
+    assert main([*command, str(moved), "--resume", "true", "--trainer.max_steps", "2"]) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    assert best.read_bytes() == before
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_checkpoint_is_one_sentence(
     tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
