@@ -136,23 +136,27 @@ class TrainCLI(LightningCLI):
         out, settings = Path(config.out), config.trainer
         given = settings.callbacks
         callbacks = list(given) if isinstance(given, Sequence) else [given] if given else []
+        callbacks += self._callbacks(out / "checkpoints", config, callbacks)
         if settings.logger is None:
             loggers = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
             kwargs["logger"] = False if self.subcommand == "fit" else loggers
             callbacks = [OpenLogs(loggers), *callbacks]  # before those that ask for loggers as the training starts
-        kwargs["callbacks"] = [*callbacks, *self._callbacks(out / "checkpoints", config)]
+        kwargs["callbacks"] = callbacks
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
-    def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
+    def _callbacks(self, folder: Path, config: Any, given: Sequence[Callback]) -> list[Callback]:
         callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), DataWait(), SayCost()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
             callbacks += [StopOnSignal(folder), LastCheckpoint(folder, config.checkpoint_every)]
-            if config.data.val_fraction > 0:
+            # Two of them would write one best.ckpt, each by its own measure.
+            here = str(folder.resolve())
+            theirs = any(isinstance(each, BestCheckpoint) and str(each.dirpath) == here for each in given)
+            if config.data.val_fraction > 0 and not theirs:
                 callbacks.append(BestCheckpoint(folder, *config.model.best_measure))
         return callbacks
 
