@@ -59,8 +59,9 @@ def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache, batc
     """
     parts = []
     for view in objective.views:
-        each = seen[view].cls.unflatten(0, (len(batch["key"]), -1)).unbind(1)
-        parts.append(torch.stack([loss(x) for x in each]).mean())
+        x = seen[view].cls
+        each = x.reshape(len(batch["key"]), -1, x.shape[-1]).unbind(1)
+        parts.append(torch.stack([loss(draw) for draw in each]).mean())
     return torch.stack(parts).mean()
 
 
