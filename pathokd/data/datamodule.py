@@ -297,10 +297,11 @@ class TileDataModule(L.LightningDataModule):
         learnt, _ = split_rows(self._source().index, **settings)
         seen = len(np.intersect1d(learnt, self.val_rows))
         if seen:
-            held_out = ", ".join(f"data.{name} {value}" for name, value in settings.items())
+            as_then = "hold out what that run did, by " + ", ".join(f"data.{name} {v}" for name, v in settings.items())
             raise ManifestError(
                 f"{seen:,} of these {len(self.val_rows):,} held-out tiles were for training when this checkpoint was "
-                f"written, and would be measured as if they were new: hold out what that run did, by {held_out}."
+                "written, and would be measured as if they were new: "
+                f"{as_then if split['val_fraction'] else 'that run held out nothing, so give data.tiles others'}."
             )
 
     def described(self) -> str:

@@ -162,6 +162,10 @@ def test_a_validation_on_tiles_of_the_training_is_refused(
     assert "hold out what that run did, by data.val_fraction 0.3, data.split_by patient, data.seed 0." in sentence
     assert main(["validate", "--config", saved, "--out", str(run), "--data.val_fraction", "0.6"]) == 1
     assert "16 of these 32 held-out tiles" in capsys.readouterr().err
+    whole = tmp_path / "whole"
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(whole), "--data.val_fraction", "0"]) == 0
+    assert main(["validate", "--config", str(tmp_path / "c.yaml"), "--out", str(whole)]) == 1
+    assert "that run held out nothing, so give data.tiles others." in capsys.readouterr().err
     # Another number that holds out the same slide is none of this.
     assert main(["test", "--config", saved, "--out", str(run), "--data.val_fraction", "0.33"]) == 0
 
