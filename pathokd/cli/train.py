@@ -66,10 +66,22 @@ class OpenLogs(Callback):
     def __init__(self, loggers: list[Logger]) -> None:
         self.loggers = loggers
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Show them to the callbacks that ask for loggers, and open nothing."""
+        if stage == "fit":
+            self._attach(trainer, self.loggers)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hide them from Lightning, which would save them, before it compares a checkpoint's data with the run's."""
+        self._attach(trainer, [])
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach them."""
+        self._attach(trainer, self.loggers)
+
+    def _attach(self, trainer: L.Trainer, loggers: list[Logger]) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.loggers = self.loggers
+            trainer.loggers = loggers
 
 
 class TrainCLI(LightningCLI):
@@ -140,7 +152,7 @@ class TrainCLI(LightningCLI):
         if settings.logger is None:
             loggers = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
             kwargs["logger"] = False if self.subcommand == "fit" else loggers
-            callbacks = [OpenLogs(loggers), *callbacks]  # before those that ask for loggers as the training starts
+            callbacks = [OpenLogs(loggers), *callbacks]  # before those that ask for loggers
         kwargs["callbacks"] = callbacks
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]

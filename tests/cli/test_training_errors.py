@@ -125,6 +125,22 @@ def test_a_refused_fit_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_callbacks_find_loggers(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    """Lightning's own look for them when they are set up, or as the training starts."""
+    config = recipe(tiny_teacher, packed)
+    names = ("LearningRateMonitor", "DeviceStatsMonitor")
+    config["trainer"] |= {
+        "callbacks": [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names],
+        "log_every_n_steps": 1,
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
+    (log,) = (tmp_path / "run").rglob("metrics.csv")
+    assert {"train/loss", "val/cosine_cls", "lr-AdamW/pg1"} <= set(
+        log.read_text(encoding="utf-8").split("\n")[0].split(",")
+    )
+
+
 def test_a_refused_resume_leaves_the_run_as_it_was(
     tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
