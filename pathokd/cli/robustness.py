@@ -62,6 +62,11 @@ def robustness(
     from pathokd.report.robust_words import headlines
     from pathokd.report.robustness import robustness_table, write_robustness
 
+    called = [Path(file).stem for file in index]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise ValueError(
+            f"--index: several files are called {twice}, by which their numbers would be told: rename one."
+        )
     spec = RobustnessSpec(
         tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, str(choose_device(device))
     )
@@ -69,7 +74,7 @@ def robustness(
     tiles = open_pairs(pairs, drop_unpaired=drop_unpaired)
     for note in tiles.notes:
         print(note)
-    indices = {Path(file).stem: read_index(file, tiles) for file in index}
+    indices = {name: read_index(file, tiles) for name, file in zip(called, index, strict=True)}
     opened = [
         _open(name, text, tiles, Path(out), readout, batch_size, workers, device, overwrite)
         for name, text in named.items()

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from pathokd.cli.training_cost import SayCost
 from pathokd.cli.wording import OneSentence
@@ -45,10 +45,43 @@ class KeepConfig(SaveConfigCallback):
     """Writes the whole configuration of a fit to OUT/config.yaml, so that the run can be repeated or resumed."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file before training starts."""
-        if stage == "fit" and trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
+        """Nothing yet: the run may still be refused, and the file be that of the one it was to go on from."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file before the first step."""
+        if trainer.is_global_zero and not self.already_saved:
+            config = self.config.clone()
+            if config.resume:  # a word of this start, not of the run: `validate` would take last.ckpt for best.ckpt
+                config.resume, config.ckpt_path = False, None
+            text = self.parser.dump(config, skip_none=False)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+            self.already_saved = True
+
+
+class OpenLogs(Callback):
+    """Gives a fit its loggers once it starts: Lightning opens their files before it looks at tiles and checkpoint."""
+
+    def __init__(self, loggers: list[Logger]) -> None:
+        self.loggers = loggers
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Show them to the callbacks that ask for loggers, and open nothing."""
+        if stage == "fit":
+            self._attach(trainer, self.loggers)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hide them from Lightning, which would save them, before it compares a checkpoint's data with the run's."""
+        self._attach(trainer, [])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Attach them."""
+        self._attach(trainer, self.loggers)
+
+    def _attach(self, trainer: L.Trainer, loggers: list[Logger]) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.loggers = loggers
 
 
 class TrainCLI(LightningCLI):
@@ -113,23 +146,29 @@ class TrainCLI(LightningCLI):
         """Add loggers, callbacks and the atomic checkpoint writer."""
         config = self.config_init[self.subcommand]
         out, settings = Path(config.out), config.trainer
-        if settings.logger is None:
-            kwargs["logger"] = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
         given = settings.callbacks
         callbacks = list(given) if isinstance(given, Sequence) else [given] if given else []
-        kwargs["callbacks"] = [*callbacks, *self._callbacks(out / "checkpoints", config)]
+        callbacks += self._callbacks(out / "checkpoints", config, callbacks)
+        if settings.logger is None:
+            loggers = [CSVLogger(str(out), name="metrics"), TensorBoardLogger(str(out), name="tensorboard")]
+            kwargs["logger"] = False if self.subcommand == "fit" else loggers
+            callbacks = [OpenLogs(loggers), *callbacks]  # before those that ask for loggers
+        kwargs["callbacks"] = callbacks
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
         return trainer
 
-    def _callbacks(self, folder: Path, config: Any) -> list[Callback]:
+    def _callbacks(self, folder: Path, config: Any, given: Sequence[Callback]) -> list[Callback]:
         callbacks: list[Callback] = [FiniteGuard(), FinalValidation(), DataWait(), SayCost()]
         if config.trainer.enable_progress_bar is not False and not sys.stderr.isatty():
             callbacks.append(PlainProgress())
         if config.trainer.enable_checkpointing is not False:
             callbacks += [StopOnSignal(folder), LastCheckpoint(folder, config.checkpoint_every)]
-            if config.data.val_fraction > 0:
+            # Two of them would write one best.ckpt, each by its own measure.
+            here = str(folder.resolve())
+            theirs = any(isinstance(each, BestCheckpoint) and str(each.dirpath) == here for each in given)
+            if config.data.val_fraction > 0 and not theirs:
                 callbacks.append(BestCheckpoint(folder, *config.model.best_measure))
         return callbacks
 

@@ -274,6 +274,36 @@ class TileDataModule(L.LightningDataModule):
             self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
         )
 
+    def split(self) -> dict[str, Any]:
+        """What decides which tiles are held out, for a checkpoint."""
+        self.setup()
+        return {
+            "tiles": self._identity,
+            "val_fraction": self.val_fraction,
+            "split_by": split_column(self._source().index, self.split_by),
+            "seed": self.seed,
+        }
+
+    def check_held_out(self, split: Mapping[str, Any]) -> None:
+        """Refuse to measure on what a training with this `split` learnt from; of other tiles nothing is known.
+
+        Raises:
+            ManifestError: says how many tiles it would be, and what was held out.
+        """
+        now = self.split()
+        if split["tiles"] != now["tiles"]:
+            return
+        settings = {name: split[name] for name in ("val_fraction", "split_by", "seed")}
+        learnt, _ = split_rows(self._source().index, **settings)
+        seen = len(np.intersect1d(learnt, self.val_rows))
+        if seen:
+            as_then = "hold out what that run did, by " + ", ".join(f"data.{name} {v}" for name, v in settings.items())
+            raise ManifestError(
+                f"{seen:,} of these {len(self.val_rows):,} held-out tiles were for training when this checkpoint was "
+                "written, and would be measured as if they were new: "
+                f"{as_then if split['val_fraction'] else 'that run held out nothing, so give data.tiles others'}."
+            )
+
     def described(self) -> str:
         """What is trained on, for a model card."""
         self.setup()

@@ -55,8 +55,9 @@ class CachedTeacher(nn.Module):
 
     @property
     def weights_sha256_bf16(self) -> str | None:
-        """The same of the weights in bf16; None where the targets do not say: they are of a teacher in fp32."""
-        return self.weights_sha256 if self.store.settings["precision"] == "bf16" else None
+        """The same of the weights in bf16; None where early targets, of a teacher in fp32, do not say."""
+        in_bf16 = self.store.settings["precision"] == "bf16"
+        return self.weights_sha256 if in_bf16 else self.store.header["facts"].get("weights_sha256_bf16")
 
     @property
     def identity(self) -> str:

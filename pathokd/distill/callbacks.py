@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pathokd.errors import TrainingError
 from pathokd.files import atomic_path
-from pathokd.models.sharded import is_sharded, read_whole
+from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 from pathokd.processes import largest_of_processes, process_rank, world_size
 from pathokd.progress import PLAIN_INTERVAL_S
 
@@ -250,6 +250,25 @@ class LastCheckpoint(StepEnds, ModelCheckpoint):
         """Key of this callback's state; must not depend on the interval, which a resumed run may change."""
         return "LastCheckpoint"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: there is one file, and which it is nobody has to remember."""
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on within the epoch in which a finished run ended, if there is more to do now.
+
+        Lightning counts that epoch as done: by steps it would skip the rest of it and as much of the next one.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        finished = 0 < epochs["total"]["ready"] == epochs["total"]["completed"]
+        more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
+        more_epochs = trainer.max_epochs == -1 or epochs["current"]["completed"] < (trainer.max_epochs or 0)
+        if finished and more_steps and (more_epochs or not batches["is_last_batch"]):
+            for counts in ("total", "current"):  # as they were after its last batch
+                epochs[counts]["processed"] -= 1
+                epochs[counts]["completed"] -= 1
+                batches[counts]["completed"] -= 1
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the final state; `fast_dev_run` keeps none, which the real run would take for one to go on with."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -276,6 +295,15 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=False,
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the measure of best.ckpt, also where the run's folder was moved: Lightning would forget it."""
+        here = Path(str(self.dirpath)) / "best.ckpt"
+        if is_checkpoint(here) and state_dict["best_k_models"]:
+            path, (score,) = str(here), state_dict["best_k_models"].values()
+            now = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+            state_dict = {**state_dict, **now, "best_k_models": {path: score}}
+        super().load_state_dict(state_dict)
 
 
 @contextlib.contextmanager

@@ -396,6 +396,7 @@ class DistillationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what export needs to know, and the random state that an exact resume needs."""
         logged = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
+        data = getattr(self.trainer, "datamodule", None)
         checkpoint["pathokd"] = {
             "schema": CHECKPOINT_SCHEMA,
             "students": {
@@ -412,6 +413,7 @@ class DistillationModule(L.LightningModule):
             "ema": self.ema_momentum is not None,
             "metrics": logged,
             "facts": self.training_facts,
+            "split": data.split() if isinstance(data, TileDataModule) else None,
             "processes": world_size(),
             "steps": 0 if self.schedules is None else len(self.schedules.lr),
             "random": gather_objects(random_state(self.device)),
@@ -441,7 +443,12 @@ class DistillationModule(L.LightningModule):
                 check_head(name, self.prototypes[name], sha256)  # type: ignore[arg-type]
         if "state_dict" in checkpoint:  # of one in shards the strategy has compared and read the weights
             check_shapes(self.state_dict(), {name: value.shape for name, value in checkpoint["state_dict"].items()})
-        if self._trainer is None or self._trainer.state.fn != "fit":
+        if self._trainer is None:
+            return
+        if self._trainer.state.fn != "fit":
+            data = getattr(self._trainer, "datamodule", None)
+            if isinstance(data, TileDataModule) and (split := saved.get("split")):  # early checkpoints do not say
+                data.check_held_out(split)
             return
         processes = saved.get("processes", 1)
         if processes != world_size():

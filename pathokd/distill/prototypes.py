@@ -12,6 +12,7 @@ from pathokd.data.views import crop_of
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import head_key
 from pathokd.distill.objective import Objective, distinct_names
+from pathokd.distill.provenance import same_weights
 from pathokd.distill.schedules import warmup_linear
 from pathokd.errors import TrainingError
 from pathokd.losses import InvarianceLoss, PrototypeLoss
@@ -128,15 +129,14 @@ def _load(loss: PrototypeLoss, objective: Objective, key: str, teacher: Teacher 
 
 
 def made_from(made: Mapping[str, Any], teacher: Teacher | CachedTeacher) -> str | None:
-    """Whether a file was made from this teacher, running in fp32 or bf16; None if so, else what differs.
+    """Whether a file was made from this teacher, there and here in fp32 or bf16; None if so, else what differs.
 
     Args:
         made: settings in the file's header.
         teacher: the teacher here.
     """
-    sha256 = teacher.weights_sha256
     mine = {
-        "weights_sha256": made["weights_sha256"] if sha256 == made["weights_sha256_bf16"] else sha256,
+        "weights_sha256": made["weights_sha256"] if same_weights(teacher, made) else teacher.weights_sha256,
         "mean": list(teacher.card.mean),
         "std": list(teacher.card.std),
     }

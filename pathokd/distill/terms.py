@@ -39,7 +39,7 @@ def term(name: str, objective: Objective, net: ProjectedStudent, seen: StudentCa
     """What `objective`, called `name` in its run, is worth of the student `net`, a scalar without its weight."""
     loss, teacher, targets = objective.loss, shared.teacher_of(objective), shared.targets
     if isinstance(loss, SpreadLoss):
-        return spread_term(objective, loss, seen)
+        return spread_term(objective, loss, seen, shared.batch)
     if isinstance(loss, InvarianceLoss):
         return invariance_term(objective, loss, seen)
     if isinstance(loss, PlaceLoss):
@@ -52,9 +52,17 @@ def term(name: str, objective: Objective, net: ProjectedStudent, seen: StudentCa
     return alignment_term(objective, loss, teacher, net, seen, targets, shared.crops)
 
 
-def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache) -> Tensor:
-    """The student's class tokens among themselves, each view by itself."""
-    return torch.stack([loss(seen[view].cls) for view in objective.views]).mean()
+def spread_term(objective: Objective, loss: SpreadLoss, seen: StudentCache, batch: TileBatch) -> Tensor:
+    """The student's class tokens among themselves, each view by itself.
+
+    Of a crop drawn several times each draw by itself too: crops of one tile should lie close, and would be parted.
+    """
+    parts = []
+    for view in objective.views:
+        x = seen[view].cls
+        each = x.reshape(len(batch["key"]), -1, x.shape[-1]).unbind(1)
+        parts.append(torch.stack([loss(draw) for draw in each]).mean())
+    return torch.stack(parts).mean()
 
 
 def invariance_term(objective: Objective, loss: InvarianceLoss, seen: StudentCache) -> Tensor:

@@ -88,6 +88,7 @@ class TargetJob:
             "grid": self.grid,
             "arrays": self.arrays,
             "source": repr(self.source),
+            "weights_sha256_bf16": self.teacher.weights_sha256_bf16,  # by which a run in bf16 knows its teacher again
         }
         # Through JSON, so that it equals what is read back: tuples become lists.
         header: Header = json.loads(json.dumps({**make_header(SCHEMA, settings), "facts": facts}))

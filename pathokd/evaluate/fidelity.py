@@ -60,7 +60,7 @@ def measure_fidelity(
         student: The student.
         adaptors: From `pathokd.export.load_adaptors`; may be empty.
         packed: Tiles.
-        key: Name of the teacher in the adaptors' names; by default the first one's.
+        key: Name of the teacher in the adaptors' names; needed where they are of several.
         rows: Which tiles; by default up to `max_tiles` spread over all.
         max_tiles: Limit where `rows` is None.
         workers: Threads that read ahead.
@@ -69,9 +69,12 @@ def measure_fidelity(
         The measures.
 
     Raises:
-        ValueError: Too few tiles for 10 neighbours.
+        ValueError: Too few tiles for 10 neighbours, or heads of several teachers, or of others than `key`.
     """
-    key = key or next((name.split(".")[0] for name in adaptors), "")
+    keys = [*dict.fromkeys(name.split(".")[0] for name in adaptors)]
+    if len(keys) > 1 if key is None else keys and key not in keys:
+        raise ValueError(f"key should name one of the teachers {', '.join(keys)} that the heads lead to, got {key!r}.")
+    key = key or next(iter(keys), "")
     chosen = spread_rows(len(packed), max_tiles) if rows is None else rows
     if len(chosen) <= NEIGHBOURS:
         raise ValueError(

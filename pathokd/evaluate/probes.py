@@ -132,7 +132,12 @@ def fit_linear(
 
 
 def predict_nearest(train_x: FloatArray, train_y: Labels, test_x: FloatArray) -> Labels:
-    """Classes by the vote of the 10 nearest training tiles (cosine; fewer if there are fewer)."""
+    """Classes by the vote of the 10 nearest training tiles (cosine; fewer if there are fewer).
+
+    Votes weigh the same, and of classes with equally many the first in sorted order wins: scikit-learn's rule, by which
+    UNI is evaluated too. On the quickstart it decides 1.5 % of tiles, and the last class in place of the first would
+    move the balanced accuracy by .4 points, a tenth of its interval. (DINO's weights, exp(cos / .07), move it by .3.)
+    """
     model = KNeighborsClassifier(min(NEIGHBOURS, len(train_x)), metric="cosine", algorithm="brute")
     # In double precision: cosines of a model with a large common part are too close for single.
     model.fit(train_x.astype(np.float64), train_y)

@@ -346,7 +346,9 @@ def _confounding(
         drawn = drop.apd + (drop.ci[1] - drop.ci[0]) / (high - low) * (drawn - drop.apd)
     student = float(student_t.ppf(0.975, max(1, len(found) * (settings.repetitions - 1))))
     accuracy = np.stack([each.in_domain for each in found])
-    spread = student * np.sqrt(accuracy.var(axis=2, ddof=1).sum(axis=0) / accuracy.shape[2]) / len(found)
+    several = settings.repetitions > 1  # one says nothing of how they vary
+    variance = accuracy.var(axis=2, ddof=1) if several else np.full(accuracy.shape[:2], np.nan)
+    spread = student * np.sqrt(variance.sum(axis=0) / accuracy.shape[2]) / len(found)
     mean = accuracy.mean(axis=(0, 2))
     n = sum(each.n_in_domain for each in found)
     curves.append(
@@ -362,7 +364,7 @@ def _confounding(
             }
         )
     )
-    return [Measure("apd", confounder, drop.apd, n, drop.n, drawn if settings.repetitions > 1 else None)]
+    return [Measure("apd", confounder, drop.apd, n, drop.n, drawn if several else None)]
 
 
 def _confounded(

@@ -18,7 +18,7 @@ from pathokd.evaluate.bootstrap import percentiles
 from pathokd.evaluate.paired_features import ModelFeatures
 from pathokd.evaluate.paired_set import PairedSet
 from pathokd.evaluate.resampling import Draws, Measure, Resampler
-from pathokd.files import atomic_path, fingerprint, make_header, write_json
+from pathokd.files import BROKEN_ARRAY, atomic_path, fingerprint, make_header, write_json
 from pathokd.metrics.aggregate import GROUPS, Compat, Group, in_group, leaderboard_number, summarise_pairs
 from pathokd.metrics.conditions import compare_conditions
 from pathokd.metrics.paired import TOP_K, PairScores
@@ -142,7 +142,8 @@ def _all_pairs(
     wanted = list(itertools.combinations(names, 2))
     number = {name: position for position, name in enumerate(names)}
     files = {pair: folder / f"{number[pair[0]]:03d}---{number[pair[1]]:03d}.npz" for pair in wanted}
-    done = {} if overwrite else {pair: _read(path, pair, k) for pair, path in files.items() if path.is_file()}
+    kept = {} if overwrite else {pair: _read(path, pair, k) for pair, path in files.items() if path.is_file()}
+    done = {pair: found for pair, found in kept.items() if found is not None}
     left = [pair for pair in wanted if pair not in done]
     if left:
         load = lambda name: torch.from_numpy(model.load(tiles.rows[name])).to(device)  # noqa: E731
@@ -182,14 +183,18 @@ def _write(path: Path, pair: Pair) -> None:
         )
 
 
-def _read(path: Path, names: tuple[str, str], k: tuple[int, ...]) -> Pair:
-    with np.load(path, allow_pickle=False) as f:
-        means = f["means"].tolist()
-        forth, back = tuple(f["forth"].tolist()), tuple(f["back"].tolist())
-        scores = PairScores(
-            *names, int(f["n"]), means[0], means[1], k, tuple(means[2:]), forth, back, float(f["tied"]), None
-        )
-        return Pair(scores, f["draws"].astype(np.float64), f["histogram"])
+def _read(path: Path, names: tuple[str, str], k: tuple[int, ...]) -> Pair | None:
+    """A finished pair; None of a damaged file, which only says what can be computed again."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as f:
+            means = f["means"].tolist()
+            forth, back = tuple(f["forth"].tolist()), tuple(f["back"].tolist())
+            scores = PairScores(
+                *names, int(f["n"]), means[0], means[1], k, tuple(means[2:]), forth, back, float(f["tied"]), None
+            )
+            return Pair(scores, f["draws"].astype(np.float64), f["histogram"])
+    except BROKEN_ARRAY:
+        return None
 
 
 def _means(scores: PairScores) -> list[float]:

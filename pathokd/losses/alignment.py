@@ -15,6 +15,17 @@ EPS = 1e-6
 """Smallest norm a vector is divided by."""
 
 
+def directions(x: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
+    """Unit vectors, in fp32 or wider.
+
+    A vector shorter than `EPS` has no direction and carries no gradient: over its length, up to 1e12 times the others',
+    it would be all that is left of a clipped step.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    long = torch.linalg.vector_norm(wide.detach(), dim=-1, keepdim=True) > EPS
+    return F.normalize(torch.where(long, wide, wide.detach()), dim=-1, eps=EPS)
+
+
 def cosine_loss(prediction: Float[Tensor, "*tokens dim"], target: Float[Tensor, "*tokens dim"]) -> Float[Tensor, ""]:
     """Mean of 1 - cos(prediction, target).
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pathokd.losses.alignment import directions
 from pathokd.processes import gather_equal, gather_rows
 
 
@@ -31,7 +32,7 @@ def registered_infonce(
     Reference:
         van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; own-condition negatives as in SPECTRA (method.md E.1).
     """
-    unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+    unit = directions(x)
     same_place, same_condition = place[:, None] == place, condition[:, None] == condition
     positive, negative = same_place & ~same_condition, ~same_place & same_condition
     anchors = positive.any(1) & negative.any(1)

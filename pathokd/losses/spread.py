@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pathokd.losses.alignment import directions
 from pathokd.processes import gather_rows
 
 MIN_DISTANCE = 1e-4
@@ -26,7 +26,7 @@ def koleo_loss(x: Float[Tensor, "batch dim"], min_distance: float = MIN_DISTANCE
     Reference:
         Sablayrolles et al. 2019, "Spreading vectors for similarity search" (arXiv 1806.03198), eq. 2.
     """
-    unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+    unit = directions(x)
     with torch.no_grad():
         # Not by products: 2 - 2 cos of near neighbours is all rounding.
         distance = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist")

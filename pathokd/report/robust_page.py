@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pathokd.evaluate.robustness import Robustness
 from pathokd.files import atomic_path, write_text
 from pathokd.report import plots_models, plots_pairs, plots_probes, plots_space
-from pathokd.report.robust_words import KEYS, headlines, key_rows, pick, verdict
+from pathokd.report.robust_words import EXPLAINED, KEYS, headlines, key_rows, pick, verdict
 from pathokd.report.style import colours, png, svg
 
 TEMPLATE = "robustness.html"
@@ -75,7 +75,8 @@ def render(result: Robustness, drawn: list[dict[str, object]]) -> str:
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     template.filters["number"] = _number
     names = list(result.models["name"])
-    measures = result.tables["measures"]
+    measures, keys = result.tables["measures"], key_rows(result)
+    shown = {row["name"] for row in keys}
     return template.get_template(TEMPLATE).render(
         facts=result.facts,
         models=result.models.to_dict("records"),
@@ -83,7 +84,8 @@ def render(result: Robustness, drawn: list[dict[str, object]]) -> str:
         headlines=headlines(result),
         verdict=verdict(result),
         title=_title(names),
-        keys=key_rows(result),
+        keys=keys,
+        explained=[words for name, words in EXPLAINED.items() if name in shown],
         figures=drawn,
         not_shown=result.not_shown.to_dict("records"),
         measures=measures.astype(object).where(measures.notna(), None).to_dict("records"),

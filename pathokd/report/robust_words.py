@@ -52,6 +52,23 @@ KEYS = (
     Key("turn_top1", "all turns", "top-1 after turning"),
 )
 
+EXPLAINED = {
+    "separation_mean": "Separation: cosine of matched tiles less that of all other pairs; near 0 is collapse.",
+    "plism": "PLISM number: mean of four medians over pairs of conditions, the cosine of all pairs and the top-10 of "
+    "those across scanners, across stainings and across both.",
+    "robustness_index": "Robustness index: among near tiles that share either the tissue or the condition, the share "
+    "that has the tissue.",
+    "croma_median": "CRoMa: how much nearer the nearest tiles of the same tissue under another condition lie than "
+    "those of other tissue under the same, (b - a) / (b + a) of the two distances a and b; below 0 the condition "
+    "rules. The median over tiles.",
+    "clustering_score": "Clustering score: how well k-means clusters fit the tissue less how well they fit the "
+    "condition, adjusted Rand indices; from -1 to 1.",
+    "probe_ece": "Calibration error: how far a probe's stated confidence lies from its accuracy.",
+    "apd": "APD, average performance drop: what a tissue probe loses where the condition goes with the tissue in its "
+    "training, relative to a balanced one; -0.1 is a tenth of the accuracy.",
+}
+"""What a measure is, by its name; those that say it themselves are left out."""
+
 
 def pick(table: pd.DataFrame, key: Key, fixed_k: int) -> pd.DataFrame:
     """Rows of a key number, one per model, with one k."""
@@ -69,8 +86,8 @@ def key_rows(result: Robustness) -> list[dict[str, object]]:
     """The summary table: one row per key number there is, one cell per model.
 
     Returns:
-        Dicts with words, better (`higher`, `lower` or empty), n, n_groups, and cells: value, low, high, best, sure (1
-        surely better than the reference, -1 surely worse, 0 neither).
+        Dicts with name, words, better (`higher`, `lower` or empty), n, n_groups, and cells: value, low, high, best,
+        sure (1 surely better than the reference, -1 surely worse, 0 neither).
     """
     fixed, names, out = _fixed_k(result), list(result.models["name"]), []
     for key in KEYS:
@@ -83,6 +100,7 @@ def key_rows(result: Robustness) -> list[dict[str, object]]:
         words = key.words if key.k is None else key.words.replace("top-10", f"top-{first['k']:g}")
         out.append(
             {
+                "name": key.name,
                 "words": words + (f" (k = {first['k']:g})" if key.k == 0 else ""),
                 "better": key.better,
                 "cells": [_cell(rows, differences, name, key, best) for name in names],

@@ -108,6 +108,10 @@ def test_published_features_give_the_published_table(tmp_path: Path, capsys: pyt
         (["a={model}", "a={model}", "--pairs", "{pairs}"], "different names"),
         (["{tmp}/nothing", "--pairs", "{pairs}"], "no folder or file"),
         (["{model}", "--pairs", "{pairs}", "--index", "{tmp}/none.npy"], "should be a .npy file"),
+        (
+            ["{model}", "--pairs", "{pairs}", "--index", '["{tmp}/a/x.npy", "{tmp}/b/x.npy"]'],
+            "several files are called x",
+        ),
     ],
 )
 def test_one_sentence_each(

@@ -102,6 +102,122 @@ def test_a_run_is_as_long_as_it_says(
     assert (torch.load(written, weights_only=True)["global_step"] if written.exists() else None) == steps
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("data", {"tiles": "nowhere"}, "nowhere"),
+        ("data", {"split_by": "nobody"}, "split_by='nobody' is no column"),
+        ("model", {"teachers": {"tiny": {"weights": "nowhere.safetensors"}}}, "nowhere.safetensors"),
+        ("trainer", {"max_steps": -1, "max_epochs": -1}, "The schedules need an end"),
+        ("model", {"more_students": {"large": {}}}, "multiples of 14 px, and a crop of data has 32"),
+    ],
+)
+def test_a_refused_fit_leaves_nothing(
+    part: str, change: dict[str, Any], sentence: str, tiny_teacher: Path, packed: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Empty logs and a config.yaml looked like a run that had begun."""
+    config = recipe(tiny_teacher, packed)
+    config[part] |= change
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_callbacks_find_loggers(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    """Lightning's own look for them when they are set up, or as the training starts."""
+    config = recipe(tiny_teacher, packed)
+    names = ("LearningRateMonitor", "DeviceStatsMonitor")
+    config["trainer"] |= {
+        "callbacks": [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names],
+        "log_every_n_steps": 1,
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
+    (log,) = (tmp_path / "run").rglob("metrics.csv")
+    assert {"train/loss", "val/cosine_cls", "lr-AdamW/pg1"} <= set(
+        log.read_text(encoding="utf-8").split("\n")[0].split(",")
+    )
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.yaml was that of the refused one afterwards."""
+    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
+    command = ["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run), "--trainer.log_every_n_steps", "1"]
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(command) == 0
+    before = files()
+    assert {path.name for path in before} >= {"config.yaml", "metrics.csv", "last.ckpt", "best.ckpt"}
+    for change, sentence in (({"seed": 1}, "Cannot resume"), ({"split_by": "nobody"}, "is no column")):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "data": {**config["data"], **change}}))
+        more = ["--resume", "true", "--trainer.max_steps", "2"]
+        assert main([*command, *more]) == 1
+        assert sentence in capsys.readouterr().err
+        assert files() == before
+
+
+def test_a_validation_on_tiles_of_the_training_is_refused(
+    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another fraction, seed or column held out other slides, and the measure was of what had been learnt."""
+    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run)]) == 0
+    saved = str(run / "config.yaml")
+    assert main(["validate", "--config", saved, "--out", str(run)]) == 0
+    assert main(["validate", "--config", saved, "--out", str(run), "--data.seed", "1"]) == 1
+    sentence = capsys.readouterr().err
+    assert "16 of these 16 held-out tiles were for training when this checkpoint was written" in sentence
+    assert "hold out what that run did, by data.val_fraction 0.3, data.split_by patient, data.seed 0." in sentence
+    assert main(["validate", "--config", saved, "--out", str(run), "--data.val_fraction", "0.6"]) == 1
+    assert "16 of these 32 held-out tiles" in capsys.readouterr().err
+    whole = tmp_path / "whole"
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(whole), "--data.val_fraction", "0"]) == 0
+    assert main(["validate", "--config", str(tmp_path / "c.yaml"), "--out", str(whole)]) == 1
+    assert "that run held out nothing, so give data.tiles others." in capsys.readouterr().err
+    # Another number that holds out the same slide is none of this.
+    assert main(["test", "--config", saved, "--out", str(run), "--data.val_fraction", "0.33"]) == 0
+
+
+def test_a_resumed_run_keeps_its_settings_not_its_resuming(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    """The kept `resume: true` made `validate` measure last.ckpt in place of best.ckpt."""
+    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run)]
+    assert main(command) == 0
+    assert main([*command, "--trainer.max_steps", "2", "--resume", "true"]) == 0
+    kept = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert kept["trainer"]["max_steps"] == 2
+    assert (kept["resume"], kept["ckpt_path"]) == (False, None)
+
+
+@pytest.mark.filterwarnings("error:The dirpath has changed")
+def test_a_moved_run_keeps_its_best(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    """Resumed elsewhere it forgot the measure of best.ckpt, and the next validation, however bad, replaced it."""
+    config = recipe(tiny_teacher, packed)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["fit", "--config", str(tmp_path / "c.yaml"), "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    best, last = (moved / f"checkpoints/{name}.ckpt" for name in ("best", "last"))
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if "BestCheckpoint" in key)
+    state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(2.0))  # which no cosine reaches
+    torch.save(checkpoint, last)
+    before = best.read_bytes()
+    assert main([*command, str(moved), "--resume", "true", "--trainer.max_steps", "2"]) == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    assert best.read_bytes() == before
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_checkpoint_is_one_sentence(
     tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

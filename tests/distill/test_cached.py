@@ -19,11 +19,15 @@ from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
 from pathokd.distill.optim import OptimSpec
+from pathokd.distill.prototype_fit import teacher_settings
+from pathokd.distill.prototypes import made_from
+from pathokd.distill.provenance import check_teacher, teacher_facts
 from pathokd.embed.targets import write_targets
 from pathokd.errors import StoreError, TrainingError
 from pathokd.export import export_student
 from pathokd.losses import MSE, Cosine
 from pathokd.models import StudentSpec, TeacherSpec, build_student, build_teacher
+from pathokd.models.teacher import Precision
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
 KINDS = {
@@ -245,6 +249,26 @@ def test_weights_beside_targets_are_compared_and_give_layers(
         module(TeacherSpec(str(tiny_teacher), targets=str(stored["fp32"]), mean=(0.5, 0.5, 0.5)))
     with pytest.raises(ValueError, match="or targets must name a folder"):
         TeacherSpec()
+
+
+@pytest.mark.parametrize("made", ["fp32", "bf16"])
+@pytest.mark.parametrize("here", ["fp32", "bf16"])
+def test_a_teacher_is_known_in_either_precision(
+    made: Precision, here: Precision, tiny_teacher: Path, packed: Path, tmp_path: Path
+) -> None:
+    """Targets and prototypes of one precision passed for another model's beside a run in the other one."""
+    then, now = (build_teacher(TeacherSpec(str(tiny_teacher), precision)) for precision in (made, here))
+    stored = CachedTeacher(write_targets(then, PackedTiles(packed), tmp_path / "t", TargetSpec()))
+    assert made_from(teacher_settings(then), now) is None
+    spec = TeacherSpec(str(tiny_teacher), here)
+    check_teacher("t", spec, stored, None, teacher_facts(spec, now, None), training=False)
+    check_teacher("t", spec, now, None, teacher_facts(spec, stored, None), training=False)
+    other = StudentSpec("vit_tiny_patch16_224", {"embed_dim": 24, "depth": 3, "num_heads": 2}, image_px=32, seed=8)
+    export_student(build_student(other), tmp_path / "other", licence="MIT")
+    stranger = build_teacher(TeacherSpec(str(tmp_path / "other"), here))
+    assert made_from(teacher_settings(then), stranger) is not None
+    with pytest.raises(TrainingError, match="has other weights"):
+        check_teacher("t", spec, stored, None, teacher_facts(spec, stranger, None), training=False)
 
 
 def test_layers_of_a_teacher_in_bf16_are_not_rounded(tiny_teacher: Path) -> None:

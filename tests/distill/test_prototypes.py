@@ -147,6 +147,20 @@ def test_the_whole_recipe_trains_what_it_should(tiny_teacher: Path, head: Path) 
     assert trained == {id(p) for p in built.net.parameters()}
 
 
+def test_koleo_does_not_part_the_crops_of_a_tile(tiny_teacher: Path) -> None:
+    """DINOv2: "we don't apply koleo loss between cls tokens of a same image"."""
+    images = batch()
+    built = module(tiny_teacher, [Objective(KoLeo(), view=["clean", "local/student"])]).eval()
+    with torch.no_grad():
+        total = built.losses(images).total.item()  # type: ignore[arg-type]
+        clean, *draws = (
+            built.net.encoder(x).cls for x in (images["views"]["clean"], *images["views"]["local/student"].unbind(1))
+        )
+    assert len(draws) == 4
+    expected = (KoLeo()(clean) + torch.stack([KoLeo()(x) for x in draws]).mean()) / 2
+    assert total == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_a_probe_is_not_felt_by_the_student(tiny_teacher: Path) -> None:
     built = module(tiny_teacher, [Objective(Cosine(), detach=True)])
     built.losses(batch()).total.backward()  # type: ignore[arg-type]

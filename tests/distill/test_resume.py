@@ -16,9 +16,10 @@ import yaml
 
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.views import Geometry
-from pathokd.distill.callbacks import LastCheckpoint
+from pathokd.distill.callbacks import FinalValidation, LastCheckpoint
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
+from pathokd.distill.optim import OptimSpec
 from pathokd.losses import Cosine
 from pathokd.models import StudentSpec, TeacherSpec
 
@@ -173,3 +174,46 @@ def test_an_end_of_an_epoch_is_resumed_and_killed_again(teacher_folder: Path, pa
     resumed = go(out)
     assert [*steps, int(resumed["global_step"])] == [4, 6, 8, 12]
     assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"max_steps": 6}, {"max_steps": 12}),
+        ({"max_steps": 4}, {"max_steps": 12}),
+        ({"max_epochs": 1}, {"max_steps": 12}),
+        ({"max_steps": 6}, {"max_epochs": 3}),
+        ({"max_epochs": 2}, {"max_epochs": 3}),
+    ],
+)
+def test_a_finished_run_is_made_longer(
+    first: dict[str, int], then: dict[str, int], teacher_folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """It skipped the rest of its epoch and as much of the next; where schedules are flat, nothing tells it apart."""
+
+    def go(out: Path, length: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        student = StudentSpec("vit_tiny_patch16_224", {**TINY, "depth": 1, "drop_path_rate": 0.3}, image_px=32)
+        flat = OptimSpec(lr=1e-3, final_lr=1e-3, warmup=0, weight_decay=(0.1, 0.1))
+        built = DistillationModule(
+            {"t": TeacherSpec(str(teacher_folder))}, student, [Objective(Cosine())], optim=flat, ema_momentum=(0.9, 0.9)
+        )
+        data = TileDataModule(str(packed), batch_size=8, workers=0, geometry=Geometry(32), val_fraction=0.3, seed=seed)
+        trainer = L.Trainer(
+            default_root_dir=out, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, callbacks=[FinalValidation(), LastCheckpoint(out)],
+            **{"max_epochs": -1, **length},
+        )  # fmt: skip
+        last = out / "last.ckpt"
+        trainer.fit(built, data, ckpt_path=last if last.exists() else None)
+        return torch.load(last, weights_only=True)
+
+    whole, out = go(tmp_path / "whole", {"max_steps": 12}), tmp_path / "longer"
+    go(out, first)
+    with pytest.raises(ValueError, match="Cannot resume"):
+        go(out, then, seed=1)
+    longer = go(out, then)
+    assert (whole["global_step"], longer["global_step"]) == (12, 12)
+    assert all(torch.equal(value, longer["state_dict"][name]) for name, value in whole["state_dict"].items())
+    again = go(out, then)
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in whole["state_dict"].items())

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
+from pathokd.cli.main import main
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.pack import PackSpec, pack_source
 from pathokd.data.packed import PackedTiles
@@ -164,6 +166,30 @@ def test_bad_input_is_one_sentence(paired: Path, packed: Path) -> None:
         cross_scanner_rows(index.assign(case=index["case"] + index["scanner"]), "here", 10)
     with pytest.raises(ValueError, match="max_places should be at least 2"):
         RobustnessCallback(str(paired), max_places=1)
+
+
+def test_a_best_checkpoint_of_another_measure_stands_alone(teacher_folder: Path, paired: Path, tmp_path: Path) -> None:
+    """The run's own, by cosine, wrote the same best.ckpt in turn with it."""
+    out, measure = tmp_path / "run", "val/top3_cross_scanner"
+    callbacks = [
+        {"class_path": "pathokd.distill.robustness_callback.RobustnessCallback",
+         "init_args": {"tiles": str(paired), "k": 3, "min_separation": 0.0}},
+        {"class_path": "pathokd.distill.callbacks.BestCheckpoint",
+         "init_args": {"dirpath": str(out / "checkpoints"), "monitor": measure}},
+    ]  # fmt: skip
+    config = {
+        "model": {
+            "teachers": {"t": {"weights": str(teacher_folder)}},
+            "student": {"architecture": "vit_tiny_patch16_224", "model_args": TINY, "image_px": PX},
+            "objectives": [{"loss": {"class_path": "pathokd.losses.Cosine"}}],
+        },
+        "data": {"tiles": str(paired), "batch_size": 8, "workers": 0, "geometry": {"size_px": PX}, "val_fraction": 0.4},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "devices": 1, "callbacks": callbacks},
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(out)]) == 0
+    kept = torch.load(out / "checkpoints/best.ckpt", weights_only=True)["callbacks"]
+    assert [state["monitor"] for name, state in kept.items() if "BestCheckpoint" in name] == [measure]
 
 
 def test_it_is_written_in_yaml_like_any_callback(paired: Path) -> None:

@@ -163,6 +163,17 @@ def test_fidelity_through_exported_heads(packed: PackedTiles, encoders: dict[str
     assert without.cka == got.cka
 
 
+def test_fidelity_to_one_of_several_teachers_names_it(packed: PackedTiles, encoders: dict[str, Encoder]) -> None:
+    """Without a key the first one's head was taken, and a misspelt key found none, both without a word."""
+    teacher = Embedder(encoders["teacher"], batch_size=32)
+    heads = {f"{key}.cls": make_projector("linear", 96, 96) for key in ("one", "two")}
+    for key in (None, "three"):
+        with pytest.raises(ValueError, match="key should name one of the teachers one, two that the heads lead to"):
+            measure_fidelity(teacher, teacher, heads, packed, key=key, max_tiles=20)
+    first, second = (measure_fidelity(teacher, teacher, heads, packed, key=key, max_tiles=20) for key in ("one", "two"))
+    assert first.cosine_cls != second.cosine_cls
+
+
 def test_fidelity_needs_neighbours(packed: PackedTiles, encoders: dict[str, Encoder]) -> None:
     teacher = Embedder(encoders["teacher"])
     with pytest.raises(ValueError, match="10 neighbours"):

@@ -291,6 +291,19 @@ def test_the_interval_of_the_performance_drop_is_as_wide_as_students(monkeypatch
         assert (curve["low"], curve["high"]) == pytest.approx(want)
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_repetition_has_no_interval_and_warns_of_nothing() -> None:
+    tiles, x, _ = made()
+    curves: list[pd.DataFrame] = []
+    one = Settings(repetitions=1, splits=3, strengths=(1.0,))
+    part = (torch.from_numpy(x.astype(np.float32)), np.arange(len(tiles)))
+    (got,) = robust_neighbours._confounding([part[0]], [part[1]], tiles, "scanner", one, curves)
+    assert np.isfinite(got.value)
+    assert np.isnan(got.interval).all()
+    assert curves[0]["accuracy"].notna().all()
+    assert curves[0][["low", "high"]].isna().all(axis=None)
+
+
 def test_scanner_is_told_where_it_shows_and_not_where_it_does_not() -> None:
     tiles, place, other = made()
     shown = place.copy()

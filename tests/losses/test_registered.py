@@ -41,6 +41,17 @@ def test_value_and_gradient() -> None:
     assert torch.autograd.gradcheck(lambda x: registered_infonce(x, PLACE, CONDITION, 0.2), (x,))
 
 
+def test_a_vector_without_length_does_not_rule_the_gradient() -> None:
+    """Its gradient was 1e12 times that of the others."""
+    x = vectors().float()
+    x[2] = 0
+    x.requires_grad_()
+    registered_infonce(x, PLACE, CONDITION, 0.07).backward()
+    assert x.grad is not None
+    assert x.grad[2].norm() == 0
+    assert 0 < x.grad.norm() < 100
+
+
 def test_acquisition_cannot_solve_it() -> None:
     """Vectors that say the condition alone are at chance, log(1 + negatives); vectors that say the place are at 0.
 

@@ -60,6 +60,18 @@ def test_without_a_neighbour_it_is_nothing(x: torch.Tensor) -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-9])
+def test_a_vector_without_length_does_not_rule_the_gradient(length: float) -> None:
+    """Its gradient was 1e11 times that of the others, which clipping by the norm then left nothing of."""
+    x = vectors(6).float()
+    x[2] *= length
+    x.requires_grad_()
+    koleo_loss(x).backward()
+    assert x.grad is not None
+    assert x.grad[2].norm() == 0
+    assert 0 < x.grad.norm() < 10
+
+
 def test_half_precision_is_summed_in_fp32() -> None:
     x = vectors().bfloat16()
     assert koleo_loss(x).dtype == torch.float32

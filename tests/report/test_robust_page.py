@@ -15,7 +15,7 @@ from pathokd.evaluate.robustness import Robustness, RobustnessSpec, measure_robu
 from pathokd.metrics.aggregate import Condition
 from pathokd.report import plots_models, plots_pairs, plots_probes, plots_space
 from pathokd.report.robust_page import figures, write_page
-from pathokd.report.robust_words import headlines, key_rows, verdict
+from pathokd.report.robust_words import EXPLAINED, KEYS, headlines, key_rows, verdict
 from pathokd.report.robustness import read_robustness, write_robustness
 from pathokd.report.style import colours, markers, styled
 
@@ -101,6 +101,18 @@ def test_a_number_without_an_interval_says_so(two: Robustness, tmp_path: Path) -
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     keys = page[page.index("clustering score, scanner") :]
     assert "no interval" in keys[: keys.index("</tr>")]
+
+
+def test_measures_without_a_figure_are_explained(two: Robustness, tmp_path: Path) -> None:
+    """CRoMa and the clustering score have none, and the table named them without a word of what they are."""
+    write_page(two, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    explained = page[page.index('id="explained"') :]
+    explained = explained[: explained.index("</details>")]
+    for word in ("Separation: ", "CRoMa: how much nearer", "Clustering score: ", "Robustness index: "):
+        assert word in explained
+    assert "PLISM number" not in explained  # which one staining has none of
+    assert {*EXPLAINED} <= {key.name for key in KEYS}
 
 
 def test_the_robustness_index_stands_beside_its_chance(two: Robustness) -> None:
