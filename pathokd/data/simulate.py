@@ -26,6 +26,7 @@ from pathokd.augment.stainings import get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
+from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import slide_marks, tile_identity
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.files import Header, check_header, file_mark, fingerprint, make_header, write_json, write_text
@@ -132,6 +133,9 @@ class SimulatedTiles:
         source: the tiles as they are.
         conditions: what to simulate.
         seed: of all noise.
+
+    Raises:
+        ManifestError: the tiles are simulated ones.
     """
 
     def __init__(self, source: TileSource, conditions: Sequence[Condition], *, seed: int = 0) -> None:
@@ -139,6 +143,11 @@ class SimulatedTiles:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
+        if base.duplicated(["slide_id", "x", "y"]).any():  # they would be measured as one staining, and meet their like
+            raise ManifestError(
+                "The tiles show places several times, as those of `pathokd simulate` do: simulate the tiles that they "
+                "were made from, with all conditions at once."
+            )
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._slides = base["slide_id"].astype(str).to_list()
@@ -224,9 +233,12 @@ def simulate_tiles(
         overwrite: write anew.
 
     Raises:
-        StoreError: `out_dir` was made with other settings, or the disk is full.
+        ManifestError: the tiles are simulated ones.
+        StoreError: `out_dir` holds the tiles themselves or was made with other settings, or the disk is full.
     """
     spec = spec or PackSpec(quality=95)
+    if isinstance(source, PackedTiles) and Path(out_dir).resolve() == source.folder.resolve():
+        raise StoreError(f"{out_dir} holds the tiles that are to be simulated: name another output folder.")
     settings = {
         **asdict(spec),
         "simulation": SIMULATION,

@@ -25,7 +25,7 @@ from pathokd.data.simulate import (
     typical_tile,
 )
 from pathokd.data.wsi import open_tiles
-from pathokd.errors import StoreError
+from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.pairs import registered_pairs
 from pathokd.phantom import make_scene, render, write_pyramid
 from pathokd.pictures import read_image
@@ -419,3 +419,20 @@ def test_immunohistochemistry_is_told(real_data: Path, tmp_path: Path) -> None:
         simulate_slides(
             find_slides(real_data / "wsi_small" / "OS-2-ndpi.ome.tif", mpp=0.5), tmp_path, [Condition("cmu-1")]
         )
+
+
+def test_the_tiles_themselves_are_not_overwritten(tiles: Path, tmp_path: Path) -> None:
+    """The advice to pass --overwrite deleted the shards that were about to be read."""
+    pack_tiles(tiles.parent / "tiles", tmp_path, PackSpec(shard_tiles=8))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match=r"holds the tiles that are to be simulated: name another output folder"):
+            simulate_tiles(PackedTiles(tmp_path), tmp_path, [Condition("cmu-1")], overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_simulated_tiles_are_not_simulated_again(tiles: Path, tmp_path: Path) -> None:
+    """Their stainings were measured as one, and two tiles of a place got one name of stain and scanner."""
+    simulate_tiles(PackedTiles(tiles), tmp_path / "once", [Condition("cmu-1"), Condition("os-1")])
+    with pytest.raises(ManifestError, match="show places several times, as those of `pathokd simulate` do"):
+        simulate_tiles(PackedTiles(tmp_path / "once"), tmp_path / "twice", [Condition("cmu-1")])
