@@ -29,7 +29,16 @@ from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
 from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import slide_marks, tile_identity
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import Header, check_header, file_mark, fingerprint, make_header, write_json, write_text
+from pathokd.files import (
+    Header,
+    check_header,
+    file_mark,
+    fingerprint,
+    make_header,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
 from pathokd.slides.grid import tile_grid
@@ -304,6 +313,7 @@ def simulate_slides(
         raise ValueError(f"seed must not be negative, got {seed}.")
     settings = {"severity": wanted[0].severity, "seed": seed, "quality": quality, "simulation": SIMULATION}
     _claim(out / "simulated.json", make_header("simulated-slides/2", settings), slides, wanted, overwrite)
+    remove_leftovers(out, "*.tif")
     listed = _listed_before(out)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]

@@ -17,7 +17,7 @@ from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.engine import EngineName
 from pathokd.embed.engines import open_engine
 from pathokd.embed.facts import geometry_attrs, mismatches, model_attrs
-from pathokd.embed.jobs import Job, plan, remove_leftovers
+from pathokd.embed.jobs import Job, plan
 from pathokd.embed.ledger import Ledger
 from pathokd.embed.reading import read_batches
 from pathokd.embed.speed import Spent, speed
@@ -25,7 +25,7 @@ from pathokd.embed.store import StoredDtype, read_good, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.embed.verify import SUMMARY_COLUMNS
 from pathokd.errors import PathokdError, SlideError, StoreError
-from pathokd.files import check_summary
+from pathokd.files import check_summary, remove_leftovers
 from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -120,7 +120,7 @@ def embed_slides(
         embedder = Embedder(model, readout, machine.precision, machine.device, batch_size, compile=compile)
         jobs = plan(embedder, table, out, dtype=dtype, overwrite=overwrite, shard=shard)
         check_summary(path, SUMMARY_COLUMNS, "embed")
-        remove_leftovers(out)
+        remove_leftovers(out, "*.h5")
         work = functools.partial(_one_slide, workers=workers, dtype=dtype)
         ledger = Ledger[Outcome](path, Outcome._fields, [job.slide_id for job in jobs])
         try:

@@ -1,5 +1,7 @@
 """Simulated conditions: registered with the original, the same for a whole slide, seamless, and resumable."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from pathokd.data.simulate import (
 from pathokd.data.wsi import open_tiles
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.pairs import registered_pairs
+from pathokd.files import LEFTOVER_S
 from pathokd.phantom import make_scene, render, write_pyramid
 from pathokd.pictures import read_image
 from pathokd.slides.slide import Slide
@@ -436,3 +439,15 @@ def test_simulated_tiles_are_not_simulated_again(tiles: Path, tmp_path: Path) ->
     simulate_tiles(PackedTiles(tiles), tmp_path / "once", [Condition("cmu-1"), Condition("os-1")])
     with pytest.raises(ManifestError, match="show places several times, as those of `pathokd simulate` do"):
         simulate_tiles(PackedTiles(tmp_path / "once"), tmp_path / "twice", [Condition("cmu-1")])
+
+
+def test_leftovers_of_killed_runs_go_once_they_are_old(slide: Path, tiles: Path, tmp_path: Path) -> None:
+    """Of every killed run a hidden pyramid or shard stayed for good."""
+    names = [f".{name}.{age}.part" for name in ("one_original_pale.tif", "shard-000003.tar") for age in ("old", "new")]
+    for name in names:
+        (tmp_path / name).touch()
+        if ".old." in name:
+            os.utime(tmp_path / name, (time.time() - LEFTOVER_S - 60,) * 2)
+    simulate_slides(find_slides(slide), tmp_path, [Condition(scanner="pale")])
+    pack_tiles(tiles.parent / "tiles", tmp_path)
+    assert {path.name for path in tmp_path.glob(".*.part")} == {name for name in names if ".new." in name}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pathokd.embed import embed_slides, read_embeddings, read_good, read_header, verify_embeddings
-from pathokd.embed.jobs import LEFTOVER_S
 from pathokd.errors import StoreError
+from pathokd.files import LEFTOVER_S
 from pathokd.models import Encoder
 from pathokd.slides.manifest import TileManifest
 
