@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -127,6 +128,8 @@ def embed_slides(
             with Bars() as bars:
                 for sentence in mismatches(embedder.encoder.card, table.spec):
                     bars.say(sentence)
+                for sentence in _others(out, table):
+                    bars.say(sentence)
                 skipped = (work(embedder, job, bars) for job in jobs if job.done)
                 done = machine.run(work, embedder, [job for job in jobs if not job.done], _lost, bars)
                 for outcome in bars.track(itertools.chain(skipped, done), "Slides", len(jobs)):
@@ -145,6 +148,16 @@ def embed_slides(
             raise
         ledger.write()
     return ledger.table()
+
+
+def _others(out: Path, table: TileManifest) -> Iterator[str]:
+    """Says that OUT holds features of slides that are not among the tiles, which `export` and MIL code take too."""
+    others = {path.stem for path in out.glob("*.h5")} - {*table.frame["slide_id"].astype(str)}
+    if others:
+        yield (
+            f"{out} also holds features of {len(others)} slides without tiles here ({min(others)} is one), and "
+            "whoever reads the folder takes them too: delete them unless they belong together."
+        )
 
 
 def summary_name(number: int, shards: int) -> str:

@@ -98,6 +98,17 @@ def test_leftovers_of_killed_runs_go_once_they_are_old(
     assert other.exists()
 
 
+def test_features_of_slides_that_are_gone_are_told(
+    encoder: Encoder, manifest: TileManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slides taken out of the cohort kept their features, which were exported and trained on with the others."""
+    embed_slides(encoder, manifest, tmp_path)
+    assert "also holds" not in capsys.readouterr().err
+    (tmp_path / "a.h5").rename(tmp_path / "gone.h5")
+    embed_slides(encoder, manifest, tmp_path)
+    assert "also holds features of 1 slides without tiles here (gone is one)" in capsys.readouterr().err
+
+
 def test_every_cut_and_every_lost_page_is_noticed(encoder: Encoder, manifest: TileManifest, tmp_path: Path) -> None:
     """`verify` never accepts a partial file, be it short or of the right length with pages of zeros."""
     embed_slides(encoder, manifest, tmp_path)
