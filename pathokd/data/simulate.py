@@ -185,7 +185,9 @@ class SimulatedTiles:
         with self._measuring:
             if slide not in self._appearances:
                 shown = _readable(self.source, _spread(self._rows[slide], MEASURED_TILES))
-                self._appearances[slide] = _told(slide, measure_appearance(list(shown)))
+                found = measure_appearance(list(shown))
+                restained = any(condition.stain for condition in self.conditions)
+                self._appearances[slide] = _told(slide, found) if restained else found
             return self._appearances[slide]
 
 
@@ -421,7 +423,9 @@ def _check_name(path: Path) -> None:
 
 def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:
     with source.open() as slide:
-        appearance = _slide_appearance(slide)
+        appearance = measure_appearance(_tissue_tiles(slide, MEASURED_TILES))
+        if condition.stain is not None:
+            _told(slide.path.name, appearance)
         width, height = slide.dimensions
         rows = range(0, height, BLOCK_PX)
         strips = (_strip(slide, top, condition, appearance, seed) for top in rows)
@@ -441,11 +445,6 @@ def _strip(slide: Slide, top: int, condition: Condition, appearance: Appearance,
         changed = condition.apply(block, appearance, _seed(seed, top * width + left))
         blocks.append(changed[HALO_PX : HALO_PX + bottom - top, HALO_PX : HALO_PX + right - left])
     return np.concatenate(blocks, axis=1)
-
-
-def _slide_appearance(slide: Slide) -> Appearance:
-    """How a slide is stained; the reference's where it cannot be told."""
-    return _told(slide.path.name, measure_appearance(_tissue_tiles(slide, MEASURED_TILES)))
 
 
 def _told(slide: str, found: Appearance) -> Appearance:

@@ -408,6 +408,7 @@ def test_a_slide_whose_staining_cannot_be_measured_is_told(tmp_path: Path) -> No
     write_pyramid(tmp_path / "green.tif", np.full((512, 512, 3), (60, 200, 90), np.uint8), 0.5)
     with pytest.warns(UserWarning, match=r"green.tif is changed as if .* its own cannot be measured: one colour only"):
         simulate_slides(find_slides(tmp_path / "green.tif"), tmp_path / "out", [Condition("cmu-1")])
+    simulate_slides(find_slides(tmp_path / "green.tif"), tmp_path / "out", [Condition(scanner="pale")])  # not restained
 
 
 def test_immunohistochemistry_is_told(real_data: Path, tmp_path: Path) -> None:

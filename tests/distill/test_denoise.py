@@ -193,7 +193,6 @@ def test_slides_scanned_once_are_paired_by_simulation(packed: Path, tiny_teacher
     assert 0.2 < result["share"][0] <= 1
 
 
-@pytest.mark.filterwarnings("ignore:.* is changed as if it had the reference")
 def test_conditions_that_do_not_differ_leave_no_file(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     same = SimulatedTiles(PackedTiles(packed), [Condition(scanner="soft-warm", severity=0.0)])
     teacher, out = build_teacher(TeacherSpec(str(tiny_teacher))), tmp_path / "d.safetensors"
