@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import tokenize
 import uuid
 import zipfile
@@ -36,6 +37,8 @@ BROKEN_ARRAY = (
 """What NumPy and h5py raise, depending on the byte, for arrays in a file that is cut off or damaged."""
 
 _SAMPLE_BYTES = 4096
+LEFTOVER_S = 3600.0
+"""A temporary file nothing was written to for so long belongs to no living process."""
 
 
 @contextlib.contextmanager
@@ -72,6 +75,19 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             part.unlink()
+
+
+def remove_leftovers(folder: str | Path, names: str) -> None:
+    """Delete temporary files that killed runs left behind in a folder.
+
+    Args:
+        folder: where; others may be writing to it.
+        names: glob of the files that were to be, as `*.h5`.
+    """
+    for part in Path(folder).glob(f".{names}.*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - part.stat().st_mtime > LEFTOVER_S:
+                part.unlink()
 
 
 def _in_the_way(target: Path) -> str:

@@ -25,6 +25,9 @@ MAX_TILT = math.radians(28.0)
 STRENGTH_RANGE = (0.1, 5.0)
 """Of both stains; vectors found in a tile of one cell type can be so close that amounts along them explode."""
 
+BROWN_RED = 0.17
+"""Red in the unit vector of a brown, between that of yellow H&E (.06) and of DAB (.27)."""
+
 
 class StainBasis(NamedTuple):
     """Stain vectors and where they come from."""
@@ -122,6 +125,21 @@ def measure_appearance(tiles: Sequence[Rgb] | Rgb, vectors: Vectors | None = Non
     if not (low <= h <= high and low <= e <= high):
         return Appearance(REFERENCE, REFERENCE_STRENGTH, "amounts of stain beyond what sections hold")
     return Appearance(basis.vectors, (h, e))
+
+
+def is_brown(found: Appearance) -> bool:
+    """Whether the second stain is brown, as DAB of immunohistochemistry is, rather than eosin.
+
+    Eosin takes most of green, DAB most of blue and some of red. Of real H&E (ten slides, nine reference
+    images, the laboratories of CAMELYON17, 1,200 tiles one by one) none is taken for brown; of four fields with DAB all
+    are. H&E with much melanin or haemosiderin was not at hand. Red pen cannot be told from strong eosin so.
+
+    Reference:
+        Ruifrok and Johnston 2001, "Quantification of histochemical staining by color deconvolution", Anal. Quant.
+        Cytol. Histol. 23, whose vectors of eosin and DAB are (.07, .99, .11) and (.27, .57, .78).
+    """
+    red, green, blue = found.vectors[1]
+    return not found.fallback and bool(blue > green and red > BROWN_RED)
 
 
 def tissue_pixels(rgb: Rgb) -> npt.NDArray[np.float64] | None:

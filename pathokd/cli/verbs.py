@@ -91,7 +91,11 @@ def tile(
     summary = tile_slides(find_slides(slides, mpp=mpp_level0), spec, out, workers=workers, overwrite=overwrite)
     failed = int((summary["status"] == "failed").sum())
     print(f"{summary['n_tiles'].sum()} tiles of {len(summary) - failed} slides in {out}/manifest.parquet")
-    return slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)
+    empty = int(((summary["status"] != "failed") & (summary["n_tiles"] == 0)).sum())
+    if empty:
+        print(f"{empty} of {len(summary)} slides gave no tile: {out}/summary.csv says why.")
+    code = slides_outcome(failed, len(summary), f"{out}/summary.csv", skip_errors)
+    return 1 if empty and not summary["n_tiles"].sum() else code  # which leaves the next verb nothing to do
 
 
 def slides_outcome(failed: int, total: int, where: str, skip_errors: bool) -> int:

@@ -21,7 +21,7 @@ from pathokd.data.packed import INDEX_NAME, SCHEMA, read_index
 from pathokd.data.targets import check_slides, slide_marks
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header
+from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header, remove_leftovers
 from pathokd.progress import Bars
 from pathokd.slides.manifest import join_manifests, write_table
 from pathokd.types import Rgb
@@ -162,6 +162,7 @@ def _clear(out: Path) -> None:
 
 
 def _pack_shards(source: TileSource, out: Path, spec: PackSpec, header: Header, workers: int, verb: str) -> None:
+    remove_leftovers(out, "shard-*.tar")
     starts = range(0, len(source), spec.shard_tiles)
     todo = [start for start in starts if not _shard_done(out, start // spec.shard_tiles, header, verb)]
     rows = sum(min(spec.shard_tiles, len(source) - start) for start in todo)

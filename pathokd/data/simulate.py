@@ -9,7 +9,8 @@ import itertools
 import json
 import re
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,24 +20,38 @@ import pandas as pd
 
 from pathokd.augment.scanner import PROFILES, ScannerProfile, get_profile
 from pathokd.augment.stain import swap_stain
-from pathokd.augment.stain_basis import measure_appearance
+from pathokd.augment.stain_basis import is_brown, measure_appearance
 from pathokd.augment.stain_math import Appearance, to_od
 from pathokd.augment.stainings import get_staining
 from pathokd.augment.statistics import StainStatistics, fit_statistics
 from pathokd.data.batch import TileSource
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
+from pathokd.data.packed import PackedTiles
 from pathokd.data.targets import slide_marks, tile_identity
-from pathokd.errors import SlideError, StoreError
-from pathokd.files import Header, check_header, fingerprint, make_header, write_json, write_text
+from pathokd.errors import ManifestError, SlideError, StoreError
+from pathokd.files import (
+    Header,
+    check_header,
+    file_mark,
+    fingerprint,
+    make_header,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
 from pathokd.slides.grid import tile_grid
 from pathokd.slides.slide import Slide
-from pathokd.slides.sources import SlideSource
+from pathokd.slides.sources import SlideSource, check_slide_id
 from pathokd.slides.tile import find_tissue
 from pathokd.slides.tissue import tissue_fraction
-from pathokd.types import IntArray, Rgb
+from pathokd.types import IntArray, Mpp, Rgb
 
+SIMULATION = 2
+"""Version of what a condition makes of pixels: how staining is measured and changed, the presets, the scanner. Raise it
+whenever pixels change, so that a folder begun before is not finished with other ones (a test holds it to the pixels).
+Folders that say none were made by an earlier one."""
 ORIGINAL = "original"
 """In the columns `stain` and `scanner`: as it was."""
 MEASURED_TILES = 24
@@ -127,6 +142,9 @@ class SimulatedTiles:
         source: the tiles as they are.
         conditions: what to simulate.
         seed: of all noise.
+
+    Raises:
+        ManifestError: the tiles are simulated ones.
     """
 
     def __init__(self, source: TileSource, conditions: Sequence[Condition], *, seed: int = 0) -> None:
@@ -134,6 +152,11 @@ class SimulatedTiles:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
+        if base.duplicated(["slide_id", "x", "y"]).any():  # they would be measured as one staining, and meet their like
+            raise ManifestError(
+                "The tiles show places several times, as those of `pathokd simulate` do: simulate the tiles that they "
+                "were made from, with all conditions at once."
+            )
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._slides = base["slide_id"].astype(str).to_list()
@@ -162,7 +185,9 @@ class SimulatedTiles:
         with self._measuring:
             if slide not in self._appearances:
                 shown = _readable(self.source, _spread(self._rows[slide], MEASURED_TILES))
-                self._appearances[slide] = measure_appearance(list(shown))
+                found = measure_appearance(list(shown))
+                restained = any(condition.stain for condition in self.conditions)
+                self._appearances[slide] = _told(slide, found) if restained else found
             return self._appearances[slide]
 
 
@@ -219,11 +244,15 @@ def simulate_tiles(
         overwrite: write anew.
 
     Raises:
-        StoreError: `out_dir` was made with other settings, or the disk is full.
+        ManifestError: the tiles are simulated ones.
+        StoreError: `out_dir` holds the tiles themselves or was made with other settings, or the disk is full.
     """
     spec = spec or PackSpec(quality=95)
+    if isinstance(source, PackedTiles) and Path(out_dir).resolve() == source.folder.resolve():
+        raise StoreError(f"{out_dir} holds the tiles that are to be simulated: name another output folder.")
     settings = {
         **asdict(spec),
+        "simulation": SIMULATION,
         "conditions": [
             {**asdict(condition), **({"profile": condition.edited} if condition.edited else {})} for condition in wanted
         ],
@@ -284,16 +313,18 @@ def simulate_slides(
         raise ValueError(f"quality of slides, which are JPEG, must lie in 1..100, got {quality}.")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}.")
-    header = make_header("simulated-slides/1", {"severity": wanted[0].severity, "seed": seed, "quality": quality})
-    _claim(out / "simulated.json", header, slides, wanted, overwrite)
-    listed = {} if overwrite else _listed_before(out)
+    settings = {"severity": wanted[0].severity, "seed": seed, "quality": quality, "simulation": SIMULATION}
+    _claim(out / "simulated.json", make_header("simulated-slides/2", settings), slides, wanted, overwrite)
+    remove_leftovers(out, "*.tif")
+    listed = _listed_before(out)
     with Bars() as bars:
         jobs = [(source, condition) for source in slides for condition in wanted]
         for source, condition in bars.track(jobs, "simulating slides", len(jobs)):
-            path = out / f"{source.slide_id}_{condition.name}.tif"
+            path = out / _file_name(source, condition)
             message = ""
-            if overwrite or not path.exists():
+            if not path.exists():
                 try:
+                    _check_name(path)
                     _simulate_slide(source, path, condition, seed, quality, bars)
                 except SlideError as error:
                     message = str(error)
@@ -324,35 +355,77 @@ def _listed_before(out: Path) -> dict[str, dict[str, str]]:
 def _claim(
     path: Path, header: Header, slides: Sequence[SlideSource], wanted: Sequence[Condition], overwrite: bool
 ) -> None:
-    """Refuse a folder of other settings, slides or profiles of the same names; note what will be made from what."""
+    """Refuse a folder of other settings, slides or profiles of the same names; note what will be made from what.
+
+    To overwrite, whatever this folder's runs made is deleted first: a run cut off then leaves none of it to be kept.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}): delete it and pass --overwrite.") from error
-    known: dict[str, str] = found.get("slides", {})
-    profiles: dict[str, str] = found.get("profiles", {})
+    made_of = {source.slide_id: _made_of(source) for source in slides}
     edited = {condition.scanner_name: condition.edited for condition in wanted if condition.edited}
-    if found and not overwrite:
+    files = {_file_name(source, condition) for source in slides for condition in wanted}
+    if overwrite:
+        _delete(path.parent, {*found.get("files", []), *files}, slides)
+    elif found:
         check_header(found, header, path)
-        for source in slides:
-            if known.get(source.slide_id, str(source.path)) != str(source.path):
+        for name, facts in made_of.items():
+            known = found["slides"].get(name, facts)
+            # Of a slide that could not be read before there is nothing that another one could be mixed with.
+            if what := next((fact for fact in facts if known[fact] not in (None, facts[fact])), None):
                 raise StoreError(
-                    f"{path.parent} holds {source.slide_id} made from {known[source.slide_id]}, this run gives "
-                    f"{source.path}: pass --overwrite to make it anew, or another output folder."
+                    f"{path.parent} holds {name} made from {what} {known[what]}, this run gives {facts[what]}: pass "
+                    "--overwrite to make it anew, or another output folder."
                 )
         for name, numbers in edited.items():
-            if profiles.get(name, numbers) != numbers:
+            if found["profiles"].get(name, numbers) != numbers:
                 raise StoreError(
                     f"{path.parent} holds slides of another scanner profile {name}: pass --overwrite to make them "
                     "anew, or another output folder."
                 )
-    made_of = {**known, **{source.slide_id: str(source.path) for source in slides}}
-    write_json(path, {**header, "slides": made_of, "profiles": {**profiles, **edited}})
+        made_of, edited = {**found["slides"], **made_of}, {**found["profiles"], **edited}
+        files |= {*found["files"]}
+    write_json(path, {**header, "slides": made_of, "profiles": edited, "files": sorted(files)})
+
+
+def _made_of(source: SlideSource) -> dict[str, str | float | None]:
+    """What a slide's files depend on besides the settings; None for what cannot be told."""
+    try:
+        with source.open() as slide:
+            mpp: Mpp | None = slide.mpp
+    except SlideError:  # simulating it will say what is wrong with it
+        mpp = None
+    return {"path": str(source.path), "contents": file_mark(source.path), "microns per pixel": mpp}
+
+
+def _file_name(source: SlideSource, condition: Condition) -> str:
+    return f"{source.slide_id}_{condition.name}.tif"
+
+
+def _delete(out: Path, names: Iterable[str], slides: Sequence[SlideSource]) -> None:
+    """Delete the list of slides and files beside it, but no file that is to be read."""
+    inputs = {source.path.resolve() for source in slides}
+    files = [out / name for name in names if Path(name).name == name]
+    if taken := next((file for file in files if file.resolve() in inputs), None):
+        raise StoreError(f"{taken} was made by `pathokd simulate` and is given to it too: name another output folder.")
+    for file in [out / "slides.csv", *files]:
+        file.unlink(missing_ok=True)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that would be written, but is too long to be tiled afterwards."""
+    try:
+        check_slide_id(path.stem)
+    except ManifestError as error:
+        raise SlideError(f"{error} A CSV list can give the slide a shorter slide_id.") from error
 
 
 def _simulate_slide(source: SlideSource, path: Path, condition: Condition, seed: int, quality: int, bars: Bars) -> None:
     with source.open() as slide:
-        appearance = _slide_appearance(slide)
+        appearance = measure_appearance(_tissue_tiles(slide, MEASURED_TILES))
+        if condition.stain is not None:
+            _told(slide.path.name, appearance)
         width, height = slide.dimensions
         rows = range(0, height, BLOCK_PX)
         strips = (_strip(slide, top, condition, appearance, seed) for top in rows)
@@ -374,9 +447,21 @@ def _strip(slide: Slide, top: int, condition: Condition, appearance: Appearance,
     return np.concatenate(blocks, axis=1)
 
 
-def _slide_appearance(slide: Slide) -> Appearance:
-    """How a slide is stained; the reference's where it cannot be told."""
-    return measure_appearance(_tissue_tiles(slide, MEASURED_TILES))
+def _told(slide: str, found: Appearance) -> Appearance:
+    """Warn of an appearance that was not measured, or of another staining than H&E."""
+    if found.fallback:
+        warnings.warn(
+            f"{slide} is changed as if it had the reference's staining, for its own cannot be measured: "
+            f"{found.fallback}.",
+            stacklevel=2,
+        )
+    elif is_brown(found):
+        warnings.warn(
+            f"{slide} holds brown where H&E holds eosin, as immunohistochemistry with DAB does: stainings are of "
+            "H&E, and turn brown into eosin.",
+            stacklevel=2,
+        )
+    return found
 
 
 def _tissue_tiles(slide: Slide, count: int, tile_px: int = 256) -> list[Rgb]:

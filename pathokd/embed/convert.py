@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -41,7 +41,8 @@ def convert_embeddings(
     Flagged tiles are left out, since their features are NaN; Parquet keeps them as rows without features, and AnnData
     lists them in uns["pathokd"]["flagged"]. Slides that the run of `pathokd embed` names but that have no file, that
     are damaged, or that are of another model than the first, become failed rows. A slide whose files were made from
-    the same embeddings is skipped.
+    the same embeddings is skipped. Files of earlier runs are kept, so several folders can be brought together in one,
+    and told of where this run has no such slide.
 
     Args:
         folder: What `pathokd embed` wrote.
@@ -73,6 +74,8 @@ def convert_embeddings(
     with Bars() as bars:
         for job in bars.track(jobs, "Slides", len(jobs)):
             outcomes[job.source.slide_id] = _convert(job, out, layout, job.source.slide_id in done)
+        for sentence in _left_over(out, jobs):
+            bars.say(sentence)
         return conclude(outcomes.values(), out, bars)
 
 
@@ -134,6 +137,18 @@ def _prepare(out: Path, header: Header, jobs: list[_Job], layout: LayoutName, ov
     done = set() if overwrite else {job.source.slide_id for job in jobs if _is_done(job, out, layout)}
     write_json(out / RECORD, {**header, "files": sorted(known.union(planned))})
     return done
+
+
+def _left_over(out: Path, jobs: list[_Job]) -> Iterator[str]:
+    """Says that OUT holds files of earlier runs, of slides that are gone or failed now, or of another folder."""
+    planned = {name for job in jobs for name in job.files}
+    others = sorted(name for name in _read_record(out / RECORD).get("files", []) if name not in planned)
+    others = [name for name in others if (out / name).exists()]
+    if others:
+        yield (
+            f"{out} also holds {len(others)} files of slides that this run did not convert ({others[0]} is one), and "
+            "whoever reads the folder takes them too: delete them, or pass --overwrite to have only this run's."
+        )
 
 
 def _read_record(path: Path) -> Mapping[str, Any]:

@@ -1,7 +1,6 @@
 """What a run has to do: one job per slide, and every reason to refuse found before any work."""
 
 import itertools
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +14,6 @@ from pathokd.errors import ManifestError, StoreError
 from pathokd.files import Header, check_folder, check_header
 from pathokd.slides.manifest import MARKS, TileManifest, TileSpec, check_slides_agree
 from pathokd.slides.sources import check_slide_id
-
-LEFTOVER_S = 3600.0
-"""A temporary file this old belongs to no living process: a slide's features are written in seconds."""
 
 
 class Job(NamedTuple):
@@ -63,16 +59,6 @@ def plan(
         _job(embedder, tiles, table, out, dtype, overwrite)
         for tiles in itertools.islice(_by_slide(table.frame), number, None, shards)
     ]
-
-
-def remove_leftovers(out: Path) -> None:
-    """Delete temporary files that killed runs left behind."""
-    for part in out.glob(".*.h5.*.part"):
-        try:
-            if time.time() - part.stat().st_mtime > LEFTOVER_S:
-                part.unlink()
-        except FileNotFoundError:
-            pass  # another shard was quicker
 
 
 def _check_rows(table: TileManifest) -> None:

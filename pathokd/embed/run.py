@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import time
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ from pathokd.embed.embedder import Embedder, Precision
 from pathokd.embed.engine import EngineName
 from pathokd.embed.engines import open_engine
 from pathokd.embed.facts import geometry_attrs, mismatches, model_attrs
-from pathokd.embed.jobs import Job, plan, remove_leftovers
+from pathokd.embed.jobs import Job, plan
 from pathokd.embed.ledger import Ledger
 from pathokd.embed.reading import read_batches
 from pathokd.embed.speed import Spent, speed
@@ -25,7 +26,7 @@ from pathokd.embed.store import StoredDtype, read_good, write_embeddings
 from pathokd.embed.tiles import Reading, embed_tiles
 from pathokd.embed.verify import SUMMARY_COLUMNS
 from pathokd.errors import PathokdError, SlideError, StoreError
-from pathokd.files import check_summary
+from pathokd.files import check_summary, remove_leftovers
 from pathokd.models import Encoder, Readout, VectorEncoder
 from pathokd.progress import Bars
 from pathokd.slides.manifest import TileManifest, TileSpec
@@ -120,12 +121,14 @@ def embed_slides(
         embedder = Embedder(model, readout, machine.precision, machine.device, batch_size, compile=compile)
         jobs = plan(embedder, table, out, dtype=dtype, overwrite=overwrite, shard=shard)
         check_summary(path, SUMMARY_COLUMNS, "embed")
-        remove_leftovers(out)
+        remove_leftovers(out, "*.h5")
         work = functools.partial(_one_slide, workers=workers, dtype=dtype)
         ledger = Ledger[Outcome](path, Outcome._fields, [job.slide_id for job in jobs])
         try:
             with Bars() as bars:
                 for sentence in mismatches(embedder.encoder.card, table.spec):
+                    bars.say(sentence)
+                for sentence in _others(out, table):
                     bars.say(sentence)
                 skipped = (work(embedder, job, bars) for job in jobs if job.done)
                 done = machine.run(work, embedder, [job for job in jobs if not job.done], _lost, bars)
@@ -145,6 +148,16 @@ def embed_slides(
             raise
         ledger.write()
     return ledger.table()
+
+
+def _others(out: Path, table: TileManifest) -> Iterator[str]:
+    """Says that OUT holds features of slides that are not among the tiles, which `export` and MIL code take too."""
+    others = {path.stem for path in out.glob("*.h5")} - {*table.frame["slide_id"].astype(str)}
+    if others:
+        yield (
+            f"{out} also holds features of {len(others)} slides without tiles here ({min(others)} is one), and "
+            "whoever reads the folder takes them too: delete them unless they belong together."
+        )
 
 
 def summary_name(number: int, shards: int) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,8 +369,20 @@ def _folders(folder: Path) -> PairedSet:
             "tile`), PLISM's .tif.h5, .parquet or features.npy files, or one folder of pictures per scanner."
         )
     frame = _marked(pd.DataFrame(rows), Path())
+    _check_names(frame[["stain", "scanner"]].drop_duplicates())
     reader: Callable[[int], Rgb] = lambda row: _picture(Path(frame["path"].iloc[row]))  # noqa: E731
     return prepare(frame, str(folder), reader, drop_unpaired=True)
+
+
+def _check_names(read: pd.DataFrame) -> None:
+    """Warn where `Hamamatsu_S60` and `Leica_GT450` may be makers and models rather than stainings and scanners."""
+    if read["stain"].nunique() > 1 and not read["scanner"].duplicated().any():
+        stain, scanner = next((row.stain, row.scanner) for row in read.itertuples() if row.stain != "same")
+        warnings.warn(
+            f"The folder {stain}_{scanner} is read as staining {stain} on scanner {scanner}, yet no scanner has two "
+            f"stainings: if the folders name scanners only, call it {stain}-{scanner}, and the others likewise.",
+            stacklevel=2,
+        )
 
 
 def _named(folder: str) -> dict[str, str]:

@@ -247,7 +247,7 @@ def _with_unique_ids(sources: list[SlideSource]) -> list[SlideSource]:
         if not source.slide_id:
             digest = hashlib.sha256(str(source.path).encode(errors="surrogateescape")).hexdigest()[:8]
             if len(name.encode(errors="replace")) > LONGEST_ID:
-                name = f"{name[: LONGEST_ID // 4]}-{digest}"
+                name = f"{name[: (LONGEST_ID - len(digest) - 1) // 4]}-{digest}"  # a letter takes up to four bytes
             elif stems[name.casefold()] > 1 or name.casefold() in given:
                 name = f"{name}-{digest}"
             _check_path(source.path, name)

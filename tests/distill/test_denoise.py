@@ -181,6 +181,7 @@ def test_a_run_goes_on_with_the_targets_it_began_with(denoiser: Path, tiny_teach
     check_teacher("t", *here, facts["raw"], training=False)
 
 
+@pytest.mark.filterwarnings("ignore:.* is changed as if it had the reference")  # its tiles are no H&E
 def test_slides_scanned_once_are_paired_by_simulation(packed: Path, tiny_teacher: Path, tmp_path: Path) -> None:
     """`pathokd simulate` of unregistered tiles is what `pathokd denoise` takes, without a further option."""
     simulated, out = str(tmp_path / "simulated"), tmp_path / "d.safetensors"

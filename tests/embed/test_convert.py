@@ -346,3 +346,19 @@ def test_a_slide_embedded_again_from_another_file_is_not_taken_for_converted(tmp
                 assert convert_embeddings(path.parent, tmp_path / "out", "clam")["status"].tolist() == [status]
     with pytest.raises(StoreError, match=r"a\.h5 was made with slide = "):
         convert_embeddings(path.parent, tmp_path / "out", "clam")
+
+
+def test_files_of_slides_that_are_gone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bags of slides taken out of the cohort were silently trained on with the others."""
+    for slide_id in ("a", "b"):
+        store(tmp_path, slide_id)
+    command = ["export", str(tmp_path), "--out", str(tmp_path / "out"), "--layout", "clam"]
+    assert main(command) == 0
+    assert "also holds" not in capsys.readouterr().err
+    (tmp_path / "b.h5").unlink()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "also holds 2 files of slides that this run did not convert (h5_files/b.h5 is one)" in said
+    assert main([*command, "--overwrite"]) == 0
+    assert "also holds" not in capsys.readouterr().err
+    assert [path.name for path in sorted((tmp_path / "out").rglob("*.*5"))] == ["a.h5"]

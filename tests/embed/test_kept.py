@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pathokd.embed import embed_slides, read_embeddings, read_good, read_header, verify_embeddings
-from pathokd.embed.jobs import LEFTOVER_S
 from pathokd.errors import StoreError
+from pathokd.files import LEFTOVER_S
 from pathokd.models import Encoder
 from pathokd.slides.manifest import TileManifest
 
@@ -96,6 +96,17 @@ def test_leftovers_of_killed_runs_go_once_they_are_old(
     assert not old.exists()
     assert young.exists()
     assert other.exists()
+
+
+def test_features_of_slides_that_are_gone_are_told(
+    encoder: Encoder, manifest: TileManifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slides taken out of the cohort kept their features, which were exported and trained on with the others."""
+    embed_slides(encoder, manifest, tmp_path)
+    assert "also holds" not in capsys.readouterr().err
+    (tmp_path / "a.h5").rename(tmp_path / "gone.h5")
+    embed_slides(encoder, manifest, tmp_path)
+    assert "also holds features of 1 slides without tiles here (gone is one)" in capsys.readouterr().err
 
 
 def test_every_cut_and_every_lost_page_is_noticed(encoder: Encoder, manifest: TileManifest, tmp_path: Path) -> None:

@@ -140,6 +140,20 @@ def test_a_folder_per_scanner(tmp_path: Path) -> None:
     assert int(tiles.read(int(tiles.rows["HE_AT2"][0]))[0, 0, 0]) == len(tiles.places[0]) * 20 + 6
 
 
+@pytest.mark.parametrize("folders", [("Hamamatsu_S60", "Leica_GT450"), ("Hamamatsu_S60", "GT450")])
+def test_makers_that_pass_for_stainings_are_told(tmp_path: Path, folders: tuple[str, str]) -> None:
+    """One staining on two scanners was reported as two stainings, without a word."""
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        for place in ("one", "two"):
+            (tmp_path / folder / f"{place}.png").write_bytes(png_bytes(np.zeros((4, 4, 3), np.uint8)))
+    with pytest.warns(UserWarning, match=r"Hamamatsu_S60 is read as staining Hamamatsu on scanner S60, yet no scanner"):
+        open_pairs(tmp_path)
+    for folder in folders:
+        (tmp_path / folder).rename(tmp_path / folder.replace("_", "-"))
+    assert len({condition.stain for condition in open_pairs(tmp_path).conditions.values()}) == 1
+
+
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     """Many programs export tiles as RGBA; what was cut away became black."""
     for scanner in "AB":

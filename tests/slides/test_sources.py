@@ -148,3 +148,12 @@ def test_files_of_a_real_dicom_series_are_one_slide(real_data: Path) -> None:
     assert "openslide_boxes_0.dcm" in found
     assert not found & {"openslide_boxes_1.dcm", "highdicom_sm_image_control.dcm"}
     assert len(found) == 5
+
+
+def test_long_names_in_any_letters_get_ids(tmp_path: Path) -> None:
+    """Of letters of four bytes the shortened name was still too long, and the whole folder was refused."""
+    for letter, count in (("T", 250), ("病", 80), ("𝔸", 60)):
+        (tmp_path / f"{letter * count}.svs").touch()
+    ids = [source.slide_id for source in find_slides(tmp_path)]
+    assert len(set(ids)) == 3
+    assert all(len(slide_id.encode()) <= 200 for slide_id in ids)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pathokd.cli.main import main
 from pathokd.errors import ManifestError, StoreError
 from pathokd.files import file_mark
 from pathokd.slides import SlideSource, TileManifest, TileSpec, find_slides, tile_slides
@@ -76,6 +77,23 @@ def test_a_bad_slide_is_a_row(write_slide: WriteSlide, tissue_like: Picture, tmp
         assert words in told.loc[slide, "message"]
     assert set(TileManifest.read(tmp_path / "out/manifest.parquet").frame["slide_id"]) == {"good"}
     assert pd.read_csv(tmp_path / "out/summary.csv")["status"].tolist() == summary["status"].tolist()
+
+
+def test_slides_without_tiles_are_told(
+    write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder of blank slides nothing was said, and its empty manifest was a success."""
+    (tmp_path / "in").mkdir()
+    write_slide(np.full((800, 800, 3), 243, np.uint8), name="in/glass.tif")
+    command = ["tile", str(tmp_path / "in"), "--tile-px", "64", "--mpp", "1", "--out"]
+    assert main([*command, str(tmp_path / "blank")]) == 1
+    assert "1 of 1 slides gave no tile" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "blank"), "--skip-errors"]) == 1
+    assert main(["pack", str(tmp_path / "blank"), "--out", str(tmp_path / "packed")]) == 1
+    assert "holds no good tiles: lower --min-tissue or look at its summary.csv" in capsys.readouterr().err
+    write_slide(tissue_like, name="in/good.tif")
+    assert main([*command, str(tmp_path / "both")]) == 0
+    assert "1 of 2 slides gave no tile" in capsys.readouterr().out
 
 
 def test_a_path_the_disk_cannot_hold_is_a_row(write_slide: WriteSlide, tissue_like: Picture, tmp_path: Path) -> None:
