@@ -164,7 +164,7 @@ def simulate(
         mpp_level0: Microns per level-0 pixel for slides that do not say.
         quality: JPEG quality of what is written; by default 95 for tiles, 90 for slides.
         seed: Of noise.
-        overwrite: Write anew over other settings.
+        overwrite: Delete what earlier runs made in OUT, and start over.
         skip_errors: Exit with 0 although something could not be read.
     """
     from pathokd.data.pack import PackSpec
@@ -239,7 +239,7 @@ def phantom(
         size_um: Side of a slide in microns.
         quality: JPEG quality; by default the scanner's.
         seed: Decides everything.
-        overwrite: Write anew over other settings.
+        overwrite: Delete what earlier runs made in OUT, and start over.
     """
     from pathokd.phantom import write_cohort
 

@@ -152,7 +152,8 @@ class SimulatedTiles:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
-        if base.duplicated(["slide_id", "x", "y"]).any():  # they would be measured as one staining, and meet their like
+        # They would be measured as one staining, and meet their like.
+        if base.duplicated(["slide_id", "x", "y", "mpp"]).any():
             raise ManifestError(
                 "The tiles show places several times, as those of `pathokd simulate` do: simulate the tiles that they "
                 "were made from, with all conditions at once."

@@ -15,6 +15,7 @@ from pathokd.augment.stainings import STAININGS, get_staining
 from pathokd.cli.main import main
 from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
+from pathokd.data.places import registered_tiles
 from pathokd.data.simulate import (
     ORIGINAL,
     SIMULATION,
@@ -86,6 +87,21 @@ def tiles(tmp_path_factory: pytest.TempPathFactory, slide: Path) -> Path:
     assert main(["tile", str(slide), "--out", str(out / "tiles"), "--tile-px", "128"]) == 0
     assert main(["pack", str(out / "tiles"), "--out", str(out / "packed")]) == 0
     return out / "packed"
+
+
+def test_tiles_of_several_magnifications_are_simulated_together(slide: Path, tiles: Path, tmp_path: Path) -> None:
+    """A tile at each magnification in one corner was taken for a simulated one."""
+    coarse = ["--out", str(tmp_path / "coarse"), "--tile-px", "128", "--mpp", "1.0", "--border", "cover"]
+    assert main(["tile", str(slide), *coarse]) == 0
+    assert main(["pack", str(tiles.parent / "tiles"), str(tmp_path / "coarse"), "--out", str(tmp_path / "both")]) == 0
+    both = PackedTiles(tmp_path / "both")
+    assert both.index.duplicated(["slide_id", "x", "y"]).any()
+    simulate_tiles(both, tmp_path / "out", [Condition("cmu-1")])
+    simulated = PackedTiles(tmp_path / "out").index.assign(case="a")
+    assert simulated["mpp"].value_counts().to_dict() == {m: 2 * n for m, n in both.index["mpp"].value_counts().items()}
+    place = registered_tiles(simulated).place
+    assert sorted(np.bincount(place)) == [2] * len(both)
+    assert (simulated.groupby(place)["mpp"].nunique() == 1).all()
 
 
 def test_tiles_keep_their_places(tiles: Path, tmp_path: Path) -> None:
