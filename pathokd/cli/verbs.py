@@ -239,7 +239,7 @@ def phantom(
         size_um: Side of a slide in microns.
         quality: JPEG quality; by default the scanner's.
         seed: Decides everything.
-        overwrite: Delete what earlier runs made in OUT, and start over.
+        overwrite: Write anew over other settings.
     """
     from pathokd.phantom import write_cohort
 

@@ -270,8 +270,9 @@ class TileDataModule(L.LightningDataModule):
             store.check_tiles(source, self._identity)
             self.targets[teacher] = store
         self.source = source
+        self._column = split_column(source.index, self.split_by)  # once: every checkpoint says it
         self.train_rows, self.val_rows = split_rows(
-            self.source.index, val_fraction=self.val_fraction, split_by=self.split_by, seed=self.seed
+            source.index, val_fraction=self.val_fraction, split_by=self._column, seed=self.seed
         )
 
     def split(self) -> dict[str, Any]:
@@ -280,7 +281,7 @@ class TileDataModule(L.LightningDataModule):
         return {
             "tiles": self._identity,
             "val_fraction": self.val_fraction,
-            "split_by": split_column(self._source().index, self.split_by),
+            "split_by": self._column,
             "seed": self.seed,
         }
 

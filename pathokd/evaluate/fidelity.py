@@ -72,9 +72,10 @@ def measure_fidelity(
         ValueError: Too few tiles for 10 neighbours, or heads of several teachers, or of others than `key`.
     """
     keys = [*dict.fromkeys(name.split(".")[0] for name in adaptors)]
-    if len(keys) > 1 if key is None else keys and key not in keys:
+    if key is None and len(keys) == 1:
+        key = keys[0]
+    if keys and key not in keys:
         raise ValueError(f"key should name one of the teachers {', '.join(keys)} that the heads lead to, got {key!r}.")
-    key = key or next(iter(keys), "")
     chosen = spread_rows(len(packed), max_tiles) if rows is None else rows
     if len(chosen) <= NEIGHBOURS:
         raise ValueError(

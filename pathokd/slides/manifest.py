@@ -154,7 +154,8 @@ def join_manifests(manifests: Sequence[TileManifest]) -> TileManifest:
     """Several manifests as one, such as slides cut at several magnifications, or cohorts that were tiled apart.
 
     Args:
-        manifests: At least one; each row keeps its `mpp`, all else of the settings is the first one's.
+        manifests: At least one; each row keeps its `mpp`, and all else of the settings is the first one's, but that
+            upsampling is allowed if any allows it.
 
     Raises:
         ManifestError: tiles of several sizes or colours, one tile twice, or two slides of one name.
