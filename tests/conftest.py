@@ -7,12 +7,20 @@ import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pathokd.phantom import write_pyramid
 from pathokd.slides.manifest import TileManifest, TileSpec
 
 hypothesis.settings.register_profile("pathokd", deadline=None)  # a slow machine is no defect
 hypothesis.settings.load_profile("pathokd")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Under `pytest -n`, each process of tests, and what it starts, keeps to one core."""
+    if hasattr(config, "workerinput"):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

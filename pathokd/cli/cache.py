@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pathokd.cli.teacher import teacher_on
+
 if TYPE_CHECKING:
     from pathokd.data.batch import TileSource
     from pathokd.data.targets import TargetSpec
@@ -54,8 +56,7 @@ def cache(
     from pathokd.data.targets import TargetSpec
     from pathokd.data.wsi import open_tiles
     from pathokd.embed.targets import write_targets
-    from pathokd.models import TeacherSpec, build_teacher
-    from pathokd.models.device import choose_device
+    from pathokd.models import TeacherSpec
 
     if min(batch_size, workers) < 1:
         raise ValueError(f"workers and batch_size should be at least 1, got {workers} and {batch_size}.")
@@ -63,7 +64,7 @@ def cache(
     named = TeacherSpec(
         teacher, precision, card=card, architecture=architecture, model_args=model_args, image_px=image_px
     )
-    loaded = build_teacher(named).to(choose_device(device))
+    loaded = teacher_on(device, named)
     if dry_run or overwrite or not (Path(out) / "header.json").is_file():
         print(_forecast(loaded, source, spec, batch_size), file=sys.stderr, flush=True)
     if dry_run:

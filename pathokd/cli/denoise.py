@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from pathokd.cli.teacher import teacher_on
 from pathokd.files import check_file
 
 
@@ -47,15 +48,14 @@ def denoise(
     from pathokd.data.places import RegisteredSpec
     from pathokd.data.wsi import open_tiles
     from pathokd.distill.denoise_fit import DenoiseSpec, fit_denoiser
-    from pathokd.models.device import choose_device
-    from pathokd.models.teacher import TeacherSpec, build_teacher
+    from pathokd.models.teacher import TeacherSpec
 
     check_file(out, "denoise.safetensors")
     spec = DenoiseSpec(rank, RegisteredSpec(case, tuple(conditions)), max_places, seed)
     source = open_tiles(tiles)
-    built = build_teacher(TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args))
+    named = TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args)
     results = fit_denoiser(
-        built.to(choose_device(device)), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
+        teacher_on(device, named), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
     )
     for kind, result in results.items():
         shares = ", ".join(f"{share:.1%}" for share in result["share"])

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pathokd.cli.teacher import teacher_on
+
 
 def prototypes(
     teacher: str,
@@ -53,16 +55,15 @@ def prototypes(
     from pathokd.data.wsi import open_tiles
     from pathokd.distill.prototype_fit import PrototypeSpec, fit_prototypes
     from pathokd.distill.prototype_tokens import TokenSpec
-    from pathokd.models.device import choose_device
-    from pathokd.models.teacher import TeacherSpec, build_teacher
+    from pathokd.models.teacher import TeacherSpec
 
     spec = PrototypeSpec(
         k, k_patches, TokenSpec(views, patches_per_tile, scale, max_tiles, seed), iterations, tuple(temperatures)
     )
     source = open_tiles(tiles)
-    built = build_teacher(TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args))
+    named = TeacherSpec(teacher, precision, card=card, architecture=architecture, model_args=model_args)
     results = fit_prototypes(
-        built.to(choose_device(device)), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
+        teacher_on(device, named), source, out, spec, batch_size=batch_size, workers=workers, overwrite=overwrite
     )
     for kind, result in results.items():
         print(

@@ -70,22 +70,12 @@ def _prepare(folder: Path, overwrite: bool) -> Path:
 
 
 def _bf16_pays() -> bool:
-    """Whether the device multiplies clearly faster in bf16; many processors name the instructions and are slower."""
+    """Whether the device multiplies clearly faster in bf16."""
     import torch
 
-    if torch.cuda.is_available():
-        return True
+    from pathokd.models.device import bf16_time
 
-    def seconds(dtype: torch.dtype) -> float:
-        tokens, weight = torch.randn(2048, 384).to(dtype), torch.randn(1536, 384).to(dtype)
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            torch.nn.functional.linear(tokens, weight)
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
+    return torch.cuda.is_available() or bf16_time() < 1 / 1.3
 
 
 def _run(*words: object) -> None:

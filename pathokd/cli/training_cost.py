@@ -15,13 +15,15 @@ from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.schedules import average_age, cosine
 from pathokd.models.cards import ModelCard
+from pathokd.models.device import bf16_advice
+from pathokd.models.teacher import Teacher
 
 LAG = 0.15
 """Share of a run that the exported average may lag behind; that of H0-mini's schedule at its length is 0.11."""
 
 
 class SayCost(Callback):
-    """Prints the split, the memory plan, `training_cost` and `average_lag` once, as the training starts."""
+    """Prints the split, the memory plan, what the teacher costs, and advice, once, as the training starts."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count and say."""
@@ -34,10 +36,20 @@ class SayCost(Callback):
             print(data.described_split(), file=sys.stderr)
             print(memory_sentence(trainer, pl_module, data.views, data.batch_size), file=sys.stderr)
             print(training_cost(pl_module, data, visits / len(data.train_rows)), file=sys.stderr, flush=True)
+            if advice := bf16_advice(trainer.strategy.root_device, _in_bf16(trainer, pl_module)):
+                print(advice, file=sys.stderr, flush=True)
             if (before := pl_module.steps_before) and before != steps:
                 print(other_length(before, steps, trainer.global_step), file=sys.stderr, flush=True)
             if pl_module.ema_momentum is not None and (lag := average_lag(pl_module.ema_momentum, steps)):
                 print(lag, file=sys.stderr, flush=True)
+
+
+def _in_bf16(trainer: L.Trainer, module: DistillationModule) -> list[str]:
+    """Settings that would replace bf16 by fp32."""
+    teachers = {key: module.teacher(key) for key in module.teacher_specs}
+    running = {key for key, teacher in teachers.items() if isinstance(teacher, Teacher) and teacher.precision == "bf16"}
+    student = ["--trainer.precision 32-true"] if str(trainer.precision).startswith("bf16") else []
+    return student + [f"--model.teachers.{key}.precision fp32" for key in sorted(running)]
 
 
 def other_length(before: int, steps: int, done: int) -> str:

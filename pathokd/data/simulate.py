@@ -152,12 +152,7 @@ class SimulatedTiles:
             raise ValueError(f"seed must not be negative, got {seed}.")
         self.source, self.conditions, self.seed = source, list(conditions), seed
         base = source.index.drop(columns=["shard", "offset", "size"], errors="ignore")
-        # They would be measured as one staining, and meet their like.
-        if base.duplicated(["slide_id", "x", "y", "mpp"]).any():
-            raise ManifestError(
-                "The tiles show places several times, as those of `pathokd simulate` do: simulate the tiles that they "
-                "were made from, with all conditions at once."
-            )
+        _refuse_simulated(base, "simulate the tiles that they were made from, with all conditions at once")
         frames = [_labelled(base, condition) for condition in (Condition(), *self.conditions)]
         self._index = pd.concat(frames, ignore_index=True)
         self._slides = base["slide_id"].astype(str).to_list()
@@ -194,6 +189,12 @@ class SimulatedTiles:
 
 def _rows_by_slide(frame: pd.DataFrame) -> list[tuple[str, IntArray]]:
     return [(str(slide), np.asarray(rows)) for slide, rows in frame.groupby("slide_id").indices.items()]
+
+
+def _refuse_simulated(index: pd.DataFrame, advice: str) -> None:
+    """Their conditions would be measured as one staining."""
+    if index.duplicated(["slide_id", "x", "y", "mpp"]).any():
+        raise ManifestError(f"The tiles show places several times, as those of `pathokd simulate` do: {advice}.")
 
 
 def _labelled(base: pd.DataFrame, condition: Condition) -> pd.DataFrame:
@@ -511,9 +512,11 @@ def measure_cohort(tiles: TileSource, tiles_per_slide: int = 50) -> StainStatist
 
     Raises:
         ValueError: fewer than two slides have tissue, or `tiles_per_slide` is below 1.
+        ManifestError: the tiles are simulated ones.
     """
     if tiles_per_slide < 1:
         raise ValueError(f"tiles_per_slide must be at least 1, got {tiles_per_slide}.")
+    _refuse_simulated(tiles.index, "measure the tiles that they were made from")
     slides = _rows_by_slide(tiles.index)
     with Bars() as bars:
         return fit_statistics(

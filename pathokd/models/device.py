@@ -1,7 +1,14 @@
-"""Where models run."""
+"""Where models run, and in what arithmetic."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
+
+SLOW_BF16 = 1.5
+"""Times as long as fp32, from which on it is said."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -31,3 +38,31 @@ def choose_device(name: str) -> torch.device:
 def double(x: Tensor) -> Tensor:
     """In fp64, on its device; on the CPU if that is Apple's MPS, which has none."""
     return x.cpu().double() if x.device.type == "mps" else x.double()
+
+
+@cache
+def bf16_time() -> float:
+    """Time of a matrix product in bf16 over that in fp32, on the CPU: many processors are slower in it."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        tokens, weight = torch.randn(1024, 384).to(dtype), torch.randn(1536, 384).to(dtype)
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            torch.nn.functional.linear(tokens, weight)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    return seconds(torch.bfloat16) / seconds(torch.float32)
+
+
+def bf16_advice(device: torch.device, instead: Sequence[str]) -> str:
+    """A sentence where bf16 was asked for and only costs time, or nothing.
+
+    Args:
+        device: where it was asked for.
+        instead: settings that take fp32, empty if bf16 was not asked for.
+    """
+    if not instead or device.type != "cpu" or bf16_time() < SLOW_BF16:
+        return ""
+    return f"This CPU takes {bf16_time():.1f} times as long in bf16 as in fp32: better {' and '.join(instead)}."

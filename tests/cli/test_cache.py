@@ -20,6 +20,7 @@ from pathokd.data.targets import TargetStore
 from pathokd.data.views import orientation, whole_tile
 from pathokd.errors import StoreError
 from pathokd.models import TeacherSpec, build_teacher
+from pathokd.models.device import bf16_time
 
 TEACHER = Path(__file__).parents[2] / "tile_data/teacher"
 
@@ -166,3 +167,24 @@ def test_a_training_with_a_running_teacher_says_what_it_costs(
 ) -> None:  # fmt: skip
     assert fit(tmp_path, recipe(packed, {"weights": str(tiny_teacher)}, **data), "--trainer.max_epochs", "2") == 0
     assert sentence in capsys.readouterr().err
+
+
+def test_slow_arithmetic_is_said(
+    packed: Path,
+    tiny_teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Many processors know bf16 and are slower in it, some ten times; which ones is measured."""
+    assert bf16_time() > 0
+    monkeypatch.setattr("pathokd.models.device.SLOW_BF16", 0.0)
+    said = f"This CPU takes {bf16_time():.1f} times as long in bf16 as in fp32: better "
+    for precision, end in (("bf16", "--precision fp32."), ("fp32", None)):
+        words = ["--precision", precision, "--out", str(tmp_path / precision), "--device", "cpu"]
+        assert main(["cache", str(tiny_teacher), str(packed), *words]) == 0
+        err = capsys.readouterr().err
+        assert said + end in err if end else said not in err
+    config = recipe(packed, {"weights": str(tiny_teacher), "precision": "bf16"})
+    assert fit(tmp_path, config, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "1") == 0
+    assert f"{said}--trainer.precision 32-true and --model.teachers.tiny.precision fp32." in capsys.readouterr().err

@@ -451,11 +451,12 @@ def test_the_tiles_themselves_are_not_overwritten(tiles: Path, tmp_path: Path) -
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_simulated_tiles_are_not_simulated_again(tiles: Path, tmp_path: Path) -> None:
+def test_simulated_tiles_are_not_simulated_or_measured_again(tiles: Path, tmp_path: Path) -> None:
     """Their stainings were measured as one, and two tiles of a place got one name of stain and scanner."""
     simulate_tiles(PackedTiles(tiles), tmp_path / "once", [Condition("cmu-1"), Condition("os-1")])
-    with pytest.raises(ManifestError, match="show places several times, as those of `pathokd simulate` do"):
-        simulate_tiles(PackedTiles(tmp_path / "once"), tmp_path / "twice", [Condition("cmu-1")])
+    for again in (lambda made: simulate_tiles(made, tmp_path / "twice", [Condition("cmu-1")]), measure_cohort):
+        with pytest.raises(ManifestError, match="show places several times, as those of `pathokd simulate` do"):
+            again(PackedTiles(tmp_path / "once"))
 
 
 def test_leftovers_of_killed_runs_go_once_they_are_old(slide: Path, tiles: Path, tmp_path: Path) -> None:
