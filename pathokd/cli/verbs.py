@@ -167,8 +167,11 @@ def simulate(
         overwrite: Delete what earlier runs made in OUT, and start over.
         skip_errors: Exit with 0 although something could not be read.
     """
+    from pathokd.data.conditions import conditions
     from pathokd.data.pack import PackSpec
-    from pathokd.data.simulate import conditions, simulate_slides, simulate_tiles, typical_tile
+    from pathokd.data.sample import typical_tile
+    from pathokd.data.simulate import simulate_tiles
+    from pathokd.data.simulate_slides import simulate_slides
     from pathokd.data.wsi import holds_tiles, open_tiles
     from pathokd.report.contact_sheet import write_contact_sheet
     from pathokd.slides.sources import find_slides

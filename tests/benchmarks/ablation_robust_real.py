@@ -28,7 +28,8 @@ from ablation import ROOT, pathokd
 from ablation_robust import BEGIN, configure, fit, slug
 from real_measures import COLUMNS, Registered, difference, load, load_teacher, measure, registered_tiles, save, value
 
-from pathokd.data.simulate import conditions, simulate_tiles
+from pathokd.data.conditions import conditions
+from pathokd.data.simulate import simulate_tiles
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.embed import Embedder
 from pathokd.export import export_student

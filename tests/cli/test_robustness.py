@@ -9,9 +9,10 @@ import pytest
 
 from pathokd.cli.main import main
 from pathokd.cli.named import named_models
+from pathokd.data.conditions import Condition
 from pathokd.data.pack import PackSpec
 from pathokd.data.packed import PackedTiles
-from pathokd.data.simulate import Condition, simulate_tiles
+from pathokd.data.simulate import simulate_tiles
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,13 @@ from pathokd.augment.stain_basis import is_brown, measure_appearance
 from pathokd.augment.stain_math import REFERENCE, from_od
 from pathokd.augment.stainings import STAININGS, get_staining
 from pathokd.cli.main import main
+from pathokd.data.conditions import ORIGINAL, SIMULATION, Condition, conditions
 from pathokd.data.pack import PackSpec, pack_tiles
 from pathokd.data.packed import PackedTiles
 from pathokd.data.places import registered_tiles
-from pathokd.data.simulate import (
-    ORIGINAL,
-    SIMULATION,
-    Condition,
-    SimulatedTiles,
-    conditions,
-    measure_cohort,
-    simulate_slides,
-    simulate_tiles,
-    typical_tile,
-)
+from pathokd.data.sample import typical_tile
+from pathokd.data.simulate import SimulatedTiles, measure_cohort, simulate_tiles
+from pathokd.data.simulate_slides import simulate_slides
 from pathokd.data.wsi import open_tiles
 from pathokd.errors import ManifestError, StoreError
 from pathokd.evaluate.pairs import registered_pairs
@@ -358,7 +351,8 @@ def test_what_an_earlier_version_made_is_not_gone_on_with(
         return read(self, row)
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("pathokd.data.simulate.SIMULATION", 1)
+        for module in ("simulate", "simulate_slides"):
+            earlier.setattr(f"pathokd.data.{module}.SIMULATION", 1)
         earlier.setattr(PackedTiles, "read", cut_off)
         with pytest.raises(KeyboardInterrupt):
             simulate_tiles(source, tmp_path / "tiles", wanted, spec, workers=1)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pathokd.cli.main import main
+from pathokd.data.conditions import Condition
 from pathokd.data.packed import PackedTiles
-from pathokd.data.simulate import Condition, SimulatedTiles
+from pathokd.data.simulate import SimulatedTiles
 from pathokd.distill.denoise_fit import DenoiseSpec, PlaceMoments, fit_denoiser
 from pathokd.distill.module import DistillationModule
 from pathokd.distill.objective import Objective
