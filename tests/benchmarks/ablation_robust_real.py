@@ -18,7 +18,7 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from pathokd.data.simulate import simulate_tiles
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.embed import Embedder
 from pathokd.export import export_student
+from pathokd.models.device import bf16_time
 from pathokd.slides.manifest import TileManifest, join_manifests
 
 FIRST = yaml.safe_load((ROOT / "configs/distill/quickstart_cached.yaml").read_text(encoding="utf-8"))
@@ -69,6 +70,8 @@ HELD_OUT = (
 )  # fmt: skip
 LEARN_STAINS, LEARN_SCANNERS = ["tcga-frozen", "histoqc-1"], ["pale", "fringed"]
 """Of the simulated pairs; real_measures.py has those that measure."""
+PRECISION: Literal["bf16", "fp32"] = "bf16" if bf16_time() < 1 else "fp32"
+"""Of everything: what the machine is faster in."""
 SMALL = 100
 """Slides of fewer tiles take part whole."""
 
@@ -86,7 +89,7 @@ STUDENTS = {
             "architecture": "vit_small_patch14_dinov2", "model_args": {"depth": 3, "dynamic_img_size": True},
             "image_px": 224, "mpp": 0.5,
         },
-        lr=5e-4,
+        lr=1e-4,
     ),
     "embedded": Student({k: v for k, v in FIRST["model"]["student"].items() if k != "init"}, lr=1e-3),
 }  # fmt: skip
@@ -123,7 +126,7 @@ def main() -> None:
     parser.add_argument("--first-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--depth", type=int, default=3, help="blocks of the student")
-    parser.add_argument("--lr", type=float, help="of the first stage; by default 5e-4 for vits, 1e-3 for embedded")
+    parser.add_argument("--lr", type=float, help="of the first stage; by default 1e-4 for vits, 1e-3 for embedded")
     parser.add_argument("--strength", type=float, default=1.0, help="of the first stage's views; 0: clean")
     parser.add_argument("--name", help="folder of the teacher and its students, by default the teacher's name")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
@@ -171,7 +174,7 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
         else:
             out.mkdir(parents=True, exist_ok=True)
             (out / "teacher").symlink_to(ROOT / "tile_data/teacher")
-    fast = ["--precision", "bf16", "--workers", 1]
+    fast = ["--precision", PRECISION, "--workers", 1]
     for name, targets in (("originals", "first_targets"), ("packed", "targets")):
         words = ["--tokens", "patches", "--out", out / targets, *fast]
         pathokd("cache", out / "teacher", shared / name, *words)
@@ -203,7 +206,7 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     """The first stage, which the arms of a seed share, and the arm's own steps; kept where they are there."""
     built, first = STUDENTS[teacher], out / f"first/{seed}"
     recipe = copy.deepcopy(FIRST)
-    named = {"weights": str(out / "teacher"), "precision": "bf16", "targets": str(out / "first_targets")}
+    named = {"weights": str(out / "teacher"), "precision": PRECISION, "targets": str(out / "first_targets")}
     recipe["model"] |= {"teachers": {"embedded": named}, "student": {**built.spec, "init": "teacher-layers"}}
     recipe["model"]["optim"]["lr"] = built.lr
     recipe["model"]["ema_momentum"] = 2 * [sizes.first_steps / (sizes.first_steps + 20)]  # ends 20 steps behind
@@ -236,7 +239,7 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
 
 def seeded(recipe: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
     recipe["data"]["seed"] = recipe["seed_everything"] = seed
-    recipe["trainer"] |= {"max_steps": steps, "precision": "bf16-mixed"}
+    recipe["trainer"] |= {"max_steps": steps, "precision": "bf16-mixed" if PRECISION == "bf16" else "32-true"}
     return recipe
 
 
@@ -245,7 +248,7 @@ def score(out: Path, models: dict[str, Path], tiles: Registered, data: Path) -> 
     for name, path in models.items():
         kept = out / f"scores/{name}.npz"
         if not kept.is_file():
-            save(kept, measure(Embedder(str(path), precision="bf16"), tiles, data))
+            save(kept, measure(Embedder(str(path), precision=PRECISION), tiles, data))
 
 
 def table(out: Path) -> str:
