@@ -31,6 +31,12 @@ Run = Callable[[Sequence[str], Path], dict[str, Any]]
 Publish = Callable[[str, dict[str, Any], str], None]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Two at a time would measure each other."""
+    if hasattr(item.config, "workerinput"):
+        pytest.fail("A benchmark has the machine to itself: leave out -n.", pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def bench_slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CMU-1 section 2 of PATHOKD_REAL_DATA, or, without it, a phantom of about 400 tiles."""
