@@ -64,7 +64,7 @@ def as_process(rank: int, folder: Path) -> None:
         "gradient": mean_over_processes(weight.grad),  # type: ignore[arg-type]
         "relations": mean_over_processes(torch.stack(list(values.values()))),
         "relations_gradient": mean_over_processes(among.grad),  # type: ignore[arg-type]
-        "centre": sinkhorn_centre(share(rank)[2] / 50, prototypes, 0.1),
+        "centre": sinkhorn_centre(share(rank)[2].double() / 50, prototypes.double(), 0.1),
         "tokens": token_count(share(rank)[2]),
         "objects": gather_objects({"rank": rank}),
         "equal": gather_equal(share(rank)[2]),
@@ -136,10 +136,10 @@ def test_what_lies_between_tiles_is_that_of_the_whole_batch(found: list[dict[str
 
 def test_sinkhorn_balances_the_tokens_of_both(found: list[dict[str, Any]]) -> None:
     prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
-    whole = torch.cat([share(0)[2], share(1)[2]]) / 50
-    expected = sinkhorn_centre(whole, prototypes, 0.1)
+    whole = torch.cat([share(0)[2], share(1)[2]]).double() / 50
+    expected = sinkhorn_centre(whole, prototypes.double(), 0.1)
     for mine in found:
-        torch.testing.assert_close(mine["centre"], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine["centre"], expected, rtol=0, atol=1e-12)
         assert mine["tokens"] == len(whole) == 12
 
 

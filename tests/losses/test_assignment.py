@@ -1,14 +1,9 @@
 """Assignments against Sinkhorn-Knopp and softmax written out in float64, on whole matrices."""
 
-import socket
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,24 +85,6 @@ def test_sinkhorn_needs_a_token_to_32_prototypes() -> None:
     check_sinkhorn(128, 4096)
     with pytest.raises(ValueError, match=r"over 127 tokens .* at least 128 \(K / 32\)"):
         check_sinkhorn(127, 4096)
-
-
-def _rank(rank: int, port: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    x, c = unit(10, 24), unit(11, 5)
-    torch.save(sinkhorn_centre(x[rank * 12 : rank * 12 + 12], c, 0.05), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_balance_over_both_their_tokens(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawned: Any = mp.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="fork")
-    assert spawned is None
-    whole = sinkhorn_centre(unit(10, 24), unit(11, 5), 0.05)
-    for rank in range(2):
-        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt", weights_only=True), whole, atol=1e-12)
 
 
 def test_the_centre_of_a_batch_is_fp32_under_autocast() -> None:
