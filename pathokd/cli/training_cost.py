@@ -46,10 +46,13 @@ class SayCost(Callback):
 
 def _in_bf16(trainer: L.Trainer, module: DistillationModule) -> list[str]:
     """Settings that would replace bf16 by fp32."""
-    teachers = {key: module.teacher(key) for key in module.teacher_specs}
-    running = {key for key, teacher in teachers.items() if isinstance(teacher, Teacher) and teacher.precision == "bf16"}
     student = ["--trainer.precision 32-true"] if str(trainer.precision).startswith("bf16") else []
-    return student + [f"--model.teachers.{key}.precision fp32" for key in sorted(running)]
+    teachers = [(key, module.teacher(key)) for key in module.teacher_specs]
+    return student + [
+        f"--model.teachers.{key}.precision fp32"
+        for key, teacher in teachers
+        if isinstance(teacher, Teacher) and teacher.precision == "bf16"
+    ]
 
 
 def other_length(before: int, steps: int, done: int) -> str:

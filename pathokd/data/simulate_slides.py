@@ -12,15 +12,7 @@ from pathokd.augment.stain_math import Appearance
 from pathokd.data.conditions import MEASURED_TILES, ORIGINAL, SIMULATION, Condition, appearance_of, noise_seed
 from pathokd.data.sample import tissue_tiles
 from pathokd.errors import ManifestError, SlideError, StoreError
-from pathokd.files import (
-    Header,
-    check_header,
-    file_mark,
-    make_header,
-    remove_leftovers,
-    write_json,
-    write_text,
-)
+from pathokd.files import Header, check_header, file_mark, make_header, remove_leftovers, write_json, write_text
 from pathokd.phantom.pyramid import write_strips
 from pathokd.progress import Bars
 from pathokd.slides.slide import Slide

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from pathokd.cli.main import main
@@ -177,7 +178,10 @@ def test_slow_arithmetic_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Many processors know bf16 and are slower in it, some ten times; which ones is measured."""
+    drawn = torch.get_rng_state()
+    bf16_time.cache_clear()
     assert bf16_time() > 0
+    assert torch.equal(torch.get_rng_state(), drawn), "a resumed training would draw other numbers"
     monkeypatch.setattr("pathokd.models.device.SLOW_BF16", 0.0)
     said = f"This CPU takes {bf16_time():.1f} times as long in bf16 as in fp32: better "
     for precision, end in (("bf16", "--precision fp32."), ("fp32", None)):
