@@ -8,7 +8,7 @@ blocks, or `--depth` of them. Learnt on: the real fields of configs/distill/embe
 targets, perturbed student, then the arms of ablation_robust.py on the same tiles under simulated stainings and
 scanners. Measured on `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher
 itself, unlike its students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or
-seeds may be added; other settings of the first stage need another --name.
+seeds may be added; another depth, rate or strength has a folder of its own.
 """
 
 import argparse
@@ -125,21 +125,24 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
     parser.add_argument("--first-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--depth", type=int, default=3, help="blocks of the student")
+    parser.add_argument("--depth", type=int, help="blocks of the student, by default 3")
     parser.add_argument("--lr", type=float, help="of the first stage; by default 1e-4 for vits, 1e-3 for embedded")
-    parser.add_argument("--strength", type=float, default=1.0, help="of the first stage's views; 0: clean")
-    parser.add_argument("--name", help="folder of the teacher and its students, by default the teacher's name")
+    parser.add_argument("--strength", type=float, help="of the first stage's views, by default 1; 0: clean")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
     sizes = Sizes(
         args.tiles, args.stride, tuple(args.more_mpp), args.places, args.measured, args.first_steps, args.steps
     )
     shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
-    out = shared / (args.name or args.teacher)
-    built = STUDENTS[args.teacher]
-    built.spec["model_args"]["depth"] = args.depth
-    STUDENTS[args.teacher] = built._replace(lr=args.lr or built.lr)
-    FIRST["data"]["photometric"]["student"][0]["init_args"]["strength"] = args.strength
+    built, folder = STUDENTS[args.teacher], args.teacher
+    if args.depth is not None:
+        built.spec["model_args"]["depth"], folder = args.depth, f"{folder}_depth{args.depth}"
+    if args.lr is not None:
+        STUDENTS[args.teacher], folder = built._replace(lr=args.lr), f"{folder}_lr{args.lr:g}"
+    if args.strength is not None:
+        views = FIRST["data"]["photometric"]["student"][0]["init_args"]
+        views["strength"], folder = args.strength, f"{folder}_strength{args.strength:g}"
+    out = shared / folder
     tiles = prepare(shared, out, args.teacher, data, sizes)
     score(out, {"teacher": out / "teacher"}, tiles, data)
     for seed, arm in itertools.product(args.seeds, args.arms):
