@@ -13,13 +13,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pathokd.losses import RKD, Consistency, KoLeo, RegisteredInfoNCE
+from pathokd.distill.balance import Balance
+from pathokd.distill.objective import Objective
+from pathokd.losses import RKD, Consistency, Cosine, KoLeo, RegisteredInfoNCE
 from pathokd.losses.assignment import sinkhorn_centre, token_count
 from pathokd.models.standardize import Standardizer
 from pathokd.processes import gather_equal, gather_objects, gather_rows, mean_over_processes, process_rank, world_size
 
 STEPS = ((5, 11), (0, 7), (6, 6))
 """Rows that each of the two processes brings, step by step."""
+PARTS = ((1.0, 0.5), (3.0, 0.1))
+"""What two terms of a loss come to in each of them."""
 
 
 def tiles() -> torch.Tensor:
@@ -58,6 +62,8 @@ def as_process(rank: int, folder: Path) -> None:
     values = relations(share(rank)[2] @ among, slice(6 * rank, 6 * rank + 6))
     torch.stack(list(values.values())).sum().backward()
     prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
+    balance = Balance([Objective(Cosine()), Objective(RKD(), share=0.5)])
+    balance.update(torch.tensor(PARTS[rank]))
     found: dict[str, Any] = {
         "statistics": statistics.state_dict(),
         "koleo": loss.detach(),
@@ -66,6 +72,7 @@ def as_process(rank: int, folder: Path) -> None:
         "relations_gradient": mean_over_processes(among.grad),  # type: ignore[arg-type]
         "centre": sinkhorn_centre(share(rank)[2].double() / 50, prototypes.double(), 0.1),
         "tokens": token_count(share(rank)[2]),
+        "weights": balance.now(),
         "objects": gather_objects({"rank": rank}),
         "equal": gather_equal(share(rank)[2]),
         "who": (process_rank(), world_size()),
@@ -141,6 +148,12 @@ def test_sinkhorn_balances_the_tokens_of_both(found: list[dict[str, Any]]) -> No
     for mine in found:
         torch.testing.assert_close(mine["centre"], expected, rtol=0, atol=1e-12)
         assert mine["tokens"] == len(whole) == 12
+
+
+def test_a_term_keeps_its_share_of_what_both_saw(found: list[dict[str, Any]]) -> None:
+    first, second = np.mean(PARTS, axis=0)
+    for mine in found:
+        assert mine["weights"].tolist() == pytest.approx([1, first / second], rel=1e-5)
 
 
 def test_everyone_hears_everyone_in_the_order_of_ranks(found: list[dict[str, Any]]) -> None:

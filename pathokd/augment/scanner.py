@@ -169,8 +169,8 @@ def get_profile(name: str) -> ScannerProfile:
     if Path(name).suffix in (".yaml", ".yml"):
         return ScannerProfile.load(name)
     near = difflib.get_close_matches(name, PROFILES, n=2, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}" if near else f"choose from {', '.join(PROFILES)}, or give a YAML file"
-    raise ValueError(f"there is no scanner profile {name!r}: {hint}?")
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(PROFILES)}, or give a YAML file."
+    raise ValueError(f"there is no scanner profile {name!r}: {hint}")
 
 
 class ScannerSwap(A.ImageOnlyTransform):

@@ -106,6 +106,6 @@ def get_staining(name: str) -> Appearance:
     """
     if name not in STAININGS:
         near = difflib.get_close_matches(name, STAININGS, n=3, cutoff=0.3)
-        hint = f"did you mean {' or '.join(near)}" if near else f"choose from {', '.join(STAININGS)}"
-        raise ValueError(f"there is no staining {name!r}: {hint}?")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(STAININGS)}."
+        raise ValueError(f"there is no staining {name!r}: {hint}")
     return STAININGS[name].appearance

@@ -63,6 +63,8 @@ def test_swap(tissue: Rgb, odd_tile: Rgb) -> None:
 def test_wrong_profiles(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no scanner profile 'soft_warm': did you mean soft-warm"):
         get_profile("soft_warm")
+    with pytest.raises(ValueError, match=r"no scanner profile 'zzz': choose from .* or give a YAML file\.$"):
+        get_profile("zzz")
     with pytest.raises(ValueError, match="jpeg_quality must lie in 1 to 100"):
         ScannerProfile("x", jpeg_quality=0)
     with pytest.raises(ValueError, match="blur_px must not be negative"):

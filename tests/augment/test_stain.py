@@ -144,6 +144,7 @@ def test_statistics_of_a_cohort(statistics_file: Path, tissue: Rgb, tmp_path: Pa
         (lambda: StainJitter((0.0, 1.0)), "scale must be above 0"),
         (lambda: StainJitter(basis="vahadane"), "basis must be reference or macenko"),  # type: ignore[arg-type]
         (lambda: StainSwap(["cmu1"]), "no staining 'cmu1': did you mean cmu-1"),
+        (lambda: StainSwap(["zzz"]), r"no staining 'zzz': choose from .*\.$"),
         (lambda: StainSwap(strength=(0, 2)), "strength must lie within 0 to 1"),
         (lambda: fit_statistics([]), "at least two slides"),
     ],

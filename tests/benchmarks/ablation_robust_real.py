@@ -8,13 +8,12 @@ blocks, or `--depth` of them. Learnt on: the real fields of configs/distill/embe
 targets, perturbed student, then the arms of ablation_robust.py on the same tiles under simulated stainings and
 scanners. Measured on `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher
 itself, unlike its students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or
-seeds may be added; another depth, rate or strength has a folder of its own.
+seeds may be added; another length, set of magnifications, depth, rate or strength has a folder of its own.
 """
 
 import argparse
 import copy
 import dataclasses
-import itertools
 import os
 import re
 from pathlib import Path
@@ -96,7 +95,7 @@ STUDENTS = {
 
 
 class Sizes(NamedTuple):
-    """How much is done; what is there was made by the sizes of its first run."""
+    """How much is done; tiles that are there were drawn by the sizes of their first run."""
 
     tiles: int
     stride: int
@@ -106,12 +105,22 @@ class Sizes(NamedTuple):
     first_steps: int
     steps: int
 
+    @property
+    def also(self) -> str:
+        """Names the other magnifications."""
+        return "mpp" + "_".join(f"{mpp:g}" for mpp in self.more_mpp)
+
+    @property
+    def originals(self) -> str:
+        """Folder of the first stage's tiles."""
+        return f"originals_{self.also}" if self.more_mpp else "originals"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", choices=list(STUDENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), help="none: the first stage alone")
     parser.add_argument("--tiles", type=int, default=2400, help="learnt on")
     parser.add_argument("--stride", type=int, default=224, help="pixels between them; under 224 they overlap")
     parser.add_argument(
@@ -123,20 +132,23 @@ def main() -> None:
     )
     parser.add_argument("--places", type=int, default=500, help="of them, seen under simulated conditions in the arms")
     parser.add_argument("--measured", type=int, default=150, help="of HELD_OUT; 100 crops of CAMELYON17 come on top")
-    parser.add_argument("--first-steps", type=int, default=1000)
+    parser.add_argument("--first-steps", type=int, help="by default 1000")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--depth", type=int, help="blocks of the student, by default 3")
     parser.add_argument("--lr", type=float, help="of the first stage; by default 1e-4 for vits, 1e-3 for embedded")
     parser.add_argument("--strength", type=float, help="of the first stage's views, by default 1; 0: clean")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
-    sizes = Sizes(
-        args.tiles, args.stride, tuple(args.more_mpp), args.places, args.measured, args.first_steps, args.steps
-    )
+    first_steps = 1000 if args.first_steps is None else args.first_steps
+    sizes = Sizes(args.tiles, args.stride, tuple(args.more_mpp), args.places, args.measured, first_steps, args.steps)
     shared, data = args.out.resolve(), Path(os.environ["PATHOKD_REAL_DATA"])
     built, folder = STUDENTS[args.teacher], args.teacher
     if args.depth is not None:
         built.spec["model_args"]["depth"], folder = args.depth, f"{folder}_depth{args.depth}"
+    if args.first_steps is not None:
+        folder = f"{folder}_steps{first_steps}"
+    if args.more_mpp:
+        folder = f"{folder}_{sizes.also}"
     if args.lr is not None:
         STUDENTS[args.teacher], folder = built._replace(lr=args.lr), f"{folder}_lr{args.lr:g}"
     if args.strength is not None:
@@ -145,11 +157,15 @@ def main() -> None:
     out = shared / folder
     tiles = prepare(shared, out, args.teacher, data, sizes)
     score(out, {"teacher": out / "teacher"}, tiles, data)
-    for seed, arm in itertools.product(args.seeds, args.arms):
-        first, student = out / f"first/{seed}", out / "students" / f"{slug(ARMS[arm])}_{seed}"
-        train(shared, out, args.teacher, arm, seed, sizes)
-        score(out, {f"first_{seed}": first, student.name: student}, tiles, data)
+    for seed in args.seeds:
+        recipe = train_first(shared, out, args.teacher, seed, sizes)
+        score(out, {f"first_{seed}": out / f"first/{seed}"}, tiles, data)
         print(f"\n{table(out)}", flush=True)
+        for arm in args.arms:
+            student = out / "students" / f"{slug(ARMS[arm])}_{seed}"
+            train_arm(recipe, shared, out, args.teacher, arm, seed, sizes)
+            score(out, {student.name: student}, tiles, data)
+            print(f"\n{table(out)}", flush=True)
 
 
 def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> Registered:
@@ -166,7 +182,7 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
     places = learn.sample(min(sizes.places, len(learn)), random_state=0).sort_index()
     simulated = dataclasses.replace(learnt, frame=places)
     for name, cut, wanted in (
-        ("originals", join_manifests(magnifications), []),
+        (sizes.originals, join_manifests(magnifications), []),
         ("packed", simulated, conditions(LEARN_STAINS, LEARN_SCANNERS, 1.0)),
     ):
         if not (shared / name / "index.parquet").is_file():
@@ -178,7 +194,7 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
             out.mkdir(parents=True, exist_ok=True)
             (out / "teacher").symlink_to(ROOT / "tile_data/teacher")
     fast = ["--precision", PRECISION, "--workers", 1]
-    for name, targets in (("originals", "first_targets"), ("packed", "targets")):
+    for name, targets in ((sizes.originals, "first_targets"), ("packed", "targets")):
         words = ["--tokens", "patches", "--out", out / targets, *fast]
         pathokd("cache", out / "teacher", shared / name, *words)
     words = ["--rank", 4, "--max_places", 200, "--out", out / "denoise4.safetensors", *fast]
@@ -205,16 +221,22 @@ def drawn(frame: pd.DataFrame, n: int) -> pd.DataFrame:
     return pd.concat([small, large]).sort_index().reset_index(drop=True)
 
 
-def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Sizes) -> None:
-    """The first stage, which the arms of a seed share, and the arm's own steps; kept where they are there."""
-    built, first = STUDENTS[teacher], out / f"first/{seed}"
+def train_first(shared: Path, out: Path, teacher: str, seed: int, sizes: Sizes) -> dict[str, Any]:
+    """The first stage, which the arms of a seed share; kept where it is there. Returns its recipe."""
+    built = STUDENTS[teacher]
     recipe = copy.deepcopy(FIRST)
     named = {"weights": str(out / "teacher"), "precision": PRECISION, "targets": str(out / "first_targets")}
     recipe["model"] |= {"teachers": {"embedded": named}, "student": {**built.spec, "init": "teacher-layers"}}
     recipe["model"]["optim"]["lr"] = built.lr
     recipe["model"]["ema_momentum"] = 2 * [sizes.first_steps / (sizes.first_steps + 20)]  # ends 20 steps behind
-    recipe["data"] |= {"tiles": str(shared / "originals"), "val_fraction": 0.0, "workers": 0}
-    fit(seeded(recipe, seed, sizes.first_steps), out, f"first_{seed}", first)
+    recipe["data"] |= {"tiles": str(shared / sizes.originals), "val_fraction": 0.0, "workers": 0}
+    fit(seeded(recipe, seed, sizes.first_steps), out, f"first_{seed}", out / f"first/{seed}")
+    return recipe
+
+
+def train_arm(recipe: dict[str, Any], shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Sizes) -> None:
+    """The arm's own steps, after the first stage of the seed, whose recipe is given; kept where they are there."""
+    built, first, recipe = STUDENTS[teacher], out / f"first/{seed}", copy.deepcopy(recipe)
     name = f"{slug(ARMS[arm])}_{seed}"
     if "again" in ARMS[arm]:
         recipe["model"]["student"]["init"] = str(first)
@@ -226,7 +248,7 @@ def train(shared: Path, out: Path, teacher: str, arm: str, seed: int, sizes: Siz
     parts = ARMS[arm]
     if "whole" in parts:  # terms of the arm from the first step on, at equal steps
         terms = [part for part in parts if part != "pairs"]
-        recipe = configure(recipe, out, terms, shared / "originals")
+        recipe = configure(recipe, out, terms, shared / sizes.originals)
         recipe["model"]["teachers"]["embedded"]["targets"] = str(out / "first_targets")
         name = f"{slug(terms)}_{seed}"
         first = out / "students" / name
@@ -271,11 +293,13 @@ def table(out: Path) -> str:
             cells = [f"{short(mean)}{sd}" for mean, sd in zip(values.mean(0), spread, strict=True)]
             lines.append(f"| {arm} | {len(found) if arm != 'the teacher itself' else ''} | " + " | ".join(cells) + " |")
     for reference in ("the teacher itself", CONTROL):
+        if not seeds[reference]:
+            continue
         lines += ["", f"Minus {reference}, with 95 % intervals:", "", *heading]
         for arm, found in seeds.items():
             against = seeds[reference]
             shared = [seed for seed in found if reference != CONTROL or seed in against]
-            if arm in (reference, "the teacher itself") or not shared or not against:
+            if arm in (reference, "the teacher itself") or not shared:
                 continue
             others = [against[seed] for seed in shared] if reference == CONTROL else list(against.values())
             cells = []

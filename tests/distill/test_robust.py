@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import lightning as L
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from pathokd.data.datamodule import TileDataModule
 from pathokd.data.places import RegisteredSpec
@@ -152,20 +151,6 @@ def test_validation_does_not_move_the_weights(teacher_folder: Path) -> None:
     before = balance.means.clone()
     built.eval().losses(batch(4))  # type: ignore[arg-type]
     assert torch.equal(balance.means, before)
-
-
-def _update(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    balance = Balance([Objective(Cosine()), Objective(RKD(), share=0.5)])
-    balance.update(torch.tensor([[1.0, 0.5], [3.0, 0.1]])[rank])
-    torch.save(balance.now(), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_have_the_weights_of_one(tmp_path: Path) -> None:
-    mp.start_processes(_update, (str(tmp_path),), nprocs=2, start_method="fork")  # type: ignore[no-untyped-call]
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True).tolist() for rank in range(2)]
-    assert found[0] == found[1] == pytest.approx([1, 2.0 / 0.3], rel=1e-5)
 
 
 @pytest.mark.parametrize(
