@@ -1,6 +1,7 @@
 """Fixtures that every floor shares."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """`-n auto` on a large machine: each process holds a torch of its own in memory."""
+    return min(8, (yield))
 
 
 @pytest.fixture(scope="session")
