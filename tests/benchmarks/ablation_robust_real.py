@@ -32,6 +32,7 @@ from pathokd.data.simulate import simulate_tiles
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.embed import Embedder
 from pathokd.export import export_student
+from pathokd.models import StudentSpec, build_student, load_encoder
 from pathokd.models.device import bf16_time
 from pathokd.slides.manifest import TileManifest, join_manifests
 
@@ -71,6 +72,9 @@ LEARN_STAINS, LEARN_SCANNERS = ["tcga-frozen", "histoqc-1"], ["pale", "fringed"]
 """Of the simulated pairs; real_measures.py has those that measure."""
 PRECISION: Literal["bf16", "fp32"] = "bf16" if bf16_time() < 1 else "fp32"
 """Of everything: what the machine is faster in."""
+TEACHER = "the teacher itself"
+ALONE = {TEACHER: "teacher", "the blocks it starts from, untrained": "start"}
+"""Models that no seed touches, and how they are kept."""
 SMALL = 100
 """Slides of fewer tiles take part whole."""
 
@@ -156,7 +160,8 @@ def main() -> None:
         views["strength"], folder = args.strength, f"{folder}_strength{args.strength:g}"
     out = shared / folder
     tiles = prepare(shared, out, args.teacher, data, sizes)
-    score(out, {"teacher": out / "teacher"}, tiles, data)
+    start(out, STUDENTS[args.teacher])
+    score(out, {"teacher": out / "teacher", "start": out / "start"}, tiles, data)
     for seed in args.seeds:
         recipe = train_first(shared, out, args.teacher, seed, sizes)
         score(out, {f"first_{seed}": out / f"first/{seed}"}, tiles, data)
@@ -201,6 +206,14 @@ def prepare(shared: Path, out: Path, teacher: str, data: Path, sizes: Sizes) -> 
     pathokd("denoise", out / "teacher", shared / "packed", *words)
     measured = drawn(manifest.frame[held], sizes.measured)
     return registered_tiles(WsiTiles(dataclasses.replace(manifest, frame=measured)), data)
+
+
+def start(out: Path, built: Student) -> None:
+    """What every first stage begins with, as a folder."""
+    if not (out / "start/config.json").is_file():
+        spec = StudentSpec(**built.spec, init="teacher-layers")
+        encoder = build_student(spec, load_encoder(str(out / "teacher")))
+        export_student(encoder, out / "start", licence="Apache-2.0")
 
 
 def tiled(folder: Path, stride: int, mpp: float = 0.5) -> TileManifest:
@@ -279,7 +292,7 @@ def score(out: Path, models: dict[str, Path], tiles: Registered, data: Path) -> 
 def table(out: Path) -> str:
     """What all students that are there reach, and by how much they differ from their teacher and from the control."""
     scores = {path.stem: load(path) for path in sorted((out / "scores").glob("*.npz"))}
-    rows = {"the teacher itself": "teacher", "before": "first", **{arm: slug(parts) for arm, parts in ARMS.items()}}
+    rows = {**ALONE, "before": "first", **{arm: slug(parts) for arm, parts in ARMS.items()}}
     seeds = {
         arm: {name.rpartition("_")[2]: scores[name] for name in scores if kind in (name, name.rpartition("_")[0])}
         for arm, kind in rows.items()
@@ -291,15 +304,15 @@ def table(out: Path) -> str:
             values = np.array([[value(each[key]) for key in COLUMNS.values()] for each in found.values()])
             spread = [f" ({short(s)})" for s in values.std(0, ddof=1)] if len(found) > 1 else [""] * len(COLUMNS)
             cells = [f"{short(mean)}{sd}" for mean, sd in zip(values.mean(0), spread, strict=True)]
-            lines.append(f"| {arm} | {len(found) if arm != 'the teacher itself' else ''} | " + " | ".join(cells) + " |")
-    for reference in ("the teacher itself", CONTROL):
+            lines.append(f"| {arm} | {len(found) if arm not in ALONE else ''} | " + " | ".join(cells) + " |")
+    for reference in (TEACHER, CONTROL):
         if not seeds[reference]:
             continue
         lines += ["", f"Minus {reference}, with 95 % intervals:", "", *heading]
         for arm, found in seeds.items():
             against = seeds[reference]
             shared = [seed for seed in found if reference != CONTROL or seed in against]
-            if arm in (reference, "the teacher itself") or not shared:
+            if arm in (reference, TEACHER) or not shared:
                 continue
             others = [against[seed] for seed in shared] if reference == CONTROL else list(against.values())
             cells = []
