@@ -17,6 +17,7 @@ from pathokd.distill.balance import Balance
 from pathokd.distill.objective import Objective
 from pathokd.losses import RKD, Consistency, Cosine, KoLeo, RegisteredInfoNCE
 from pathokd.losses.assignment import sinkhorn_centre, token_count
+from pathokd.models.ridge import RidgeSums
 from pathokd.models.standardize import Standardizer
 from pathokd.processes import gather_equal, gather_objects, gather_rows, mean_over_processes, process_rank, world_size
 
@@ -49,6 +50,16 @@ def relations(x: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
     }
 
 
+def ridge_sums(parts: list[torch.Tensor]) -> RidgeSums:
+    """Of two columns on the other two, halves by the rows' own sign."""
+    sums = RidgeSums(2, 2, torch.device("cpu"))
+    for rows in parts:
+        half = rows[:, 0] > 100
+        for which in (0, 1):
+            sums.add(rows[half == which][:, [0, 2]], rows[half == which][:, [1, 3]], which)
+    return sums
+
+
 def as_process(rank: int, folder: Path) -> None:
     """Be one of two, and write down what came of it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -64,7 +75,9 @@ def as_process(rank: int, folder: Path) -> None:
     prototypes = torch.nn.functional.normalize(tiles()[:3] - 50, dim=-1)
     balance = Balance([Objective(Cosine()), Objective(RKD(), share=0.5)])
     balance.update(torch.tensor(PARTS[rank]))
+    regression = ridge_sums(share(rank)).solve()
     found: dict[str, Any] = {
+        "ridge": (regression.weight, regression.bias, regression.explained, regression.ridge),
         "statistics": statistics.state_dict(),
         "koleo": loss.detach(),
         "gradient": mean_over_processes(weight.grad),  # type: ignore[arg-type]
@@ -148,6 +161,15 @@ def test_sinkhorn_balances_the_tokens_of_both(found: list[dict[str, Any]]) -> No
     for mine in found:
         torch.testing.assert_close(mine["centre"], expected, rtol=0, atol=1e-12)
         assert mine["tokens"] == len(whole) == 12
+
+
+def test_a_regression_is_that_of_all_rows(found: list[dict[str, Any]]) -> None:
+    whole = ridge_sums([*share(0), *share(1)]).solve()
+    for mine in found:
+        weight, bias, explained, ridge = mine["ridge"]
+        torch.testing.assert_close(weight, whole.weight, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(bias, whole.bias, rtol=1e-9, atol=1e-12)
+        assert (explained, ridge) == (pytest.approx(whole.explained), whole.ridge)
 
 
 def test_a_term_keeps_its_share_of_what_both_saw(found: list[dict[str, Any]]) -> None:

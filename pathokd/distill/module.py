@@ -1,5 +1,6 @@
 """The LightningModule: frozen teachers, one student or several, a list of objectives."""
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
+from pathokd.distill.projector_start import ProjectorStart, compared, described
 from pathokd.distill.prototypes import Agreement, check_head, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
@@ -59,7 +61,7 @@ class DistillationModule(L.LightningModule):
             Each has heads, average, balance and clipping of its own, and the run of `student` is what it would be
             without them, unless in 16-mixed, where a step that overflows for one is skipped for all. Their measures
             have their names, and so has `pathokd export --student`.
-        projector: kind of the projectors from student to teacher space.
+        projector: kind of the projectors from student to teacher space, and how they begin.
         dino_head: heads of the student for objectives on prototypes.
         optim: optimiser and schedules.
         standardize_steps: training steps over which each target's mean and standard deviation are estimated before
@@ -112,6 +114,7 @@ class DistillationModule(L.LightningModule):
         self.prototypes = nn.ModuleDict()
         self.denoisers = nn.ModuleDict()
         self.denoised_by: dict[str, str] = {}
+        self.begun: dict[str, list[str]] = {}  # projectors of each student that no export brought
         self.temperatures: dict[str, FloatArray] = {}
         self.crops: Collection[str] = {CLEAN}
         for objective in objectives:
@@ -156,8 +159,9 @@ class DistillationModule(L.LightningModule):
             with nullcontext() if name == FIRST else same_draws(start, device):
                 encoder = build_student(spec, source)
                 net = ProjectedStudent(encoder, wanted, self.projector_spec, counts, self.dino_head_spec)
-            start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
+            brought = start_heads(net, spec.init, teachers, dict(self.statistics.items()), fill=name == FIRST)
             self.students[name] = Trainee(net, self.objectives, momentum)
+            self.begun[name] = [head for head in net.heads if head not in brought]
             if self.compile_models:
                 compile_student(encoder, self._trainer)
         if self.compile_models:
@@ -320,6 +324,37 @@ class DistillationModule(L.LightningModule):
             self.training_facts["data"] = data.described()
         for objective in self.objectives:
             check_views(objective, self._known_crops())  # what cannot be paired is refused before the first step
+        if self.projector_spec.solve_tiles and self.trainer.global_step == 0 and any(self.begun.values()):
+            self._solve_projectors(data)
+
+    @torch.no_grad()
+    def _solve_projectors(self, data: Any) -> None:
+        """Begin projectors where least squares puts them."""
+        if not isinstance(data, TileDataModule):
+            raise ValueError(
+                "model.projector.solve_tiles needs the tiles of a TileDataModule: set it to 0 without one."
+            )
+        terms = compared(self.objectives, self._teacher_of, self._known_crops())
+        starts = {
+            name: ProjectorStart(
+                student.net, [term for term in terms if term.head in self.begun[name]], self.statistics
+            )
+            for name, student in self.trainees.items()
+        }
+        with same_draws(random_state(self.device), self.device), self.trainer.precision_plugin.forward_context():
+            for batch in data.first_batches(self.projector_spec.solve_tiles):
+                moved: TileBatch = self.trainer.strategy.batch_to_device(batch)
+                targets = self._targets_of(moved)
+                for start in starts.values():
+                    start.add(moved, targets)
+                    targets.counts = False
+        told = {
+            under(name, key): share
+            for name, start in starts.items()
+            for key, share in start.finish(self.trainees[name].evaluated).items()
+        }
+        if self.trainer.is_global_zero:
+            print(described(told, self.projector_spec.solve_tiles), file=sys.stderr, flush=True)  # noqa: T201
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""

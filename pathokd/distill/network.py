@@ -21,10 +21,20 @@ class ProjectorSpec:
     Args:
         kind: `linear`, or `mlp` (LayerNorm and two layers).
         hidden_dim: width of the MLP's hidden layer; by default the wider of its two ends. Only for `mlp`.
+        solve_tiles: training tiles on which the last layer is solved by ridge regression before the first step
+            (`pathokd.distill.projector_start`); 0 begins at random. Those of an exported student stay what they are.
+
+    Raises:
+        ValueError: too few tiles to solve anything.
     """
 
     kind: Literal["linear", "mlp"] = "linear"
     hidden_dim: int | None = None
+    solve_tiles: int = 0
+
+    def __post_init__(self) -> None:
+        if self.solve_tiles and self.solve_tiles < 16:
+            raise ValueError(f"solve_tiles must be 0 (begin at random) or at least 16, got {self.solve_tiles}.")
 
 
 def head_key(teacher: str, tokens: Tokens) -> str:

@@ -1,6 +1,7 @@
 """A slow copy of a model, which is what gets exported."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Ema(nn.Module):
             ValueError: momentum outside 0 to 1, or another architecture.
         """
         m = self.momentum if momentum is None else _checked(momentum)
+        reshard(self.model)
         own, new = dict(self.model.named_parameters()), dict(model.named_parameters())
         if own.keys() != new.keys():
             raise ValueError("Ema.update needs the model it was made from: the parameter names differ.")
@@ -55,6 +57,13 @@ class Ema(nn.Module):
         buffers = dict(model.named_buffers())
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def reshard(model: nn.Module) -> None:
+    """Have FSDP2 let go of parameters that it put together for a forward without a backward, such as a validation's."""
+    let_go: Callable[[], None] | None = getattr(model, "reshard", None)
+    if let_go is not None:
+        let_go()
 
 
 def _checked(momentum: float) -> float:

@@ -69,7 +69,7 @@ def run(recipe: dict[str, Any], out: Path, *more: str) -> dict[str, Any]:
 
 @pytest.fixture
 def gathered(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
-    """Everything that looks beyond its own tile: statistics, KoLeo, prototypes, clipping, validation in shares."""
+    """All that looks beyond its own tile: statistics, solved projectors, KoLeo, prototypes, clipping, validation."""
     student = recipe["model"]["student"]["model_args"]
     # Stochastic depth draws other noise on each process. A bias of keys changes nothing, so its gradient is rounding,
     # which AdamW makes steps of.
@@ -85,6 +85,7 @@ def gathered(recipe: dict[str, Any], tiny_prototypes: Path) -> dict[str, Any]:
     ]
     second = {**recipe["model"]["student"], "model_args": {**student, "depth": 1}, "seed": 1}
     recipe["model"] |= {"fidelity_tiles": 13, "standardize_steps": 3, "more_students": {"small": second}}
+    recipe["model"]["projector"] = {"solve_tiles": 16}
     recipe["data"] |= {"val_batch_size": 3, "workers": 0}
     recipe["trainer"] |= {"gradient_clip_val": 0.1, "log_every_n_steps": 1}
     return recipe

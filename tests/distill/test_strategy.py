@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from pathokd.distill.strategy import FullyShardedStrategy, check_strategy, compile_student
 from pathokd.errors import TrainingError
 from pathokd.models import StudentSpec
+from pathokd.models.ema import Ema
 from pathokd.models.encoder import Encoder
 from pathokd.models.student import build_student
 
@@ -56,6 +57,22 @@ def test_every_block_of_a_sharded_student_is_compiled(alone: DeviceMesh, drop_pa
     if drop_path_rate == 0:
         for mine, wanted in zip(found, gradients(plain), strict=True):
             torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sharded_average_goes_on_after_a_validation_that_saved_nothing(alone: DeviceMesh) -> None:
+    """A forward without a backward leaves its parameters put together; only a new best checkpoint used to part them."""
+    net = torch.nn.Linear(4, 3)
+    ema = Ema(net, 0.5)
+    fully_shard(net, mesh=alone)
+    fully_shard(ema.model, mesh=alone)
+    with torch.no_grad():
+        ema.model(torch.ones(2, 4))
+        before = ema.model.weight.detach().clone()
+    net(torch.ones(2, 4)).sum().backward()
+    with torch.no_grad():
+        net.weight.add_(1.0)
+    ema.update(net)
+    torch.testing.assert_close(ema.model.weight.full_tensor(), before + 0.5)  # type: ignore[operator]
 
 
 def test_a_device_without_fp64_is_refused() -> None:
