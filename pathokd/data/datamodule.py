@@ -1,7 +1,6 @@
 """The LightningDataModule: tiles in, batches of views out, split by patient, resumable in mid-epoch."""
 
 import contextlib
-import itertools
 import os
 import signal
 import time
@@ -354,14 +353,6 @@ class TileDataModule(L.LightningDataModule):
         )
         loader.tiles = fingerprint([self._identity, zlib.crc32(self.train_rows.astype("<i8").tobytes())])
         return loader
-
-    def first_batches(self, tiles: int) -> Iterator[TileBatch]:
-        """The batches that a training begins with, until all processes together have seen `tiles` tiles."""
-        batches = iter(self.train_dataloader())
-        try:
-            yield from itertools.islice(batches, -(-tiles // (self.batch_size * self._process()[1])))
-        finally:
-            batches.close()  # type: ignore[attr-defined]
 
     def val_dataloader(self) -> DataLoader[TileBatch] | list[Any]:
         """The held-out tiles, clean, in order, and unturned unless stored targets are of a turned view.

@@ -20,7 +20,7 @@ from pathokd.distill.denoise import load_denoisers
 from pathokd.distill.network import ProjectedStudent, ProjectorSpec, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.optim import OptimSpec, Schedules, parameter_groups
-from pathokd.distill.projector_start import ProjectorStart, compared, described
+from pathokd.distill.projector_start import ProjectorStart, compared, described, first_batches, solve
 from pathokd.distill.prototypes import Agreement, check_head, check_views, head_sha256, load_heads, plan_temperatures
 from pathokd.distill.provenance import check_shapes, check_teacher, teacher_facts
 from pathokd.distill.random_state import part_streams, random_state, same_draws, set_random_state
@@ -337,24 +337,21 @@ class DistillationModule(L.LightningModule):
         terms = compared(self.objectives, self._teacher_of, self._known_crops())
         starts = {
             name: ProjectorStart(
-                student.net, [term for term in terms if term.head in self.begun[name]], self.statistics
+                student.net,
+                student.evaluated,
+                [term for term in terms if term.head in self.begun[name]],
+                self.statistics,
             )
             for name, student in self.trainees.items()
         }
-        with same_draws(random_state(self.device), self.device), self.trainer.precision_plugin.forward_context():
-            for batch in data.first_batches(self.projector_spec.solve_tiles):
-                moved: TileBatch = self.trainer.strategy.batch_to_device(batch)
-                targets = self._targets_of(moved)
-                for start in starts.values():
-                    start.add(moved, targets)
-                    targets.counts = False
-        told = {
-            under(name, key): share
-            for name, start in starts.items()
-            for key, share in start.finish(self.trainees[name].evaluated).items()
-        }
+        loader, together = data.train_dataloader(), data.batch_size * world_size()
+        count = min(len(loader), -(-self.projector_spec.solve_tiles // together))
+        draws = same_draws(random_state(self.device), self.device)
+        with draws, self.trainer.precision_plugin.forward_context():
+            batches = first_batches(loader, count, say=self.trainer.is_global_zero)
+            told = solve(starts, map(self.trainer.strategy.batch_to_device, batches), self._targets_of)
         if self.trainer.is_global_zero:
-            print(described(told, self.projector_spec.solve_tiles), file=sys.stderr, flush=True)  # noqa: T201
+            print(described(told, count * together), file=sys.stderr, flush=True)  # noqa: T201
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step with this step's learning rate and weight decay, then move the average."""

@@ -1,7 +1,9 @@
 """Projectors that begin where least squares puts them, so that a student which knows something is not pulled off it."""
 
+import contextlib
+import itertools
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +14,14 @@ from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_c
 from pathokd.distill.network import ProjectedStudent, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.prototypes import view_pairs
+from pathokd.distill.trainee import under
 from pathokd.losses import AlignmentLoss
 from pathokd.models.ema import reshard
 from pathokd.models.features import Features, pool_patches
 from pathokd.models.projector import Projector
 from pathokd.models.ridge import RidgeSums
 from pathokd.models.standardize import Standardizer
+from pathokd.progress import Bars
 
 
 class Compared(NamedTuple):
@@ -51,8 +55,16 @@ def compared(
     return [Compared(*key, list(dict.fromkeys(found))) for key, found in pairs.items()]
 
 
+def first_batches(loader: Iterable[TileBatch], count: int, *, say: bool) -> Iterator[TileBatch]:
+    """`count` batches, shown as they go if `say`; the loader's reading processes end with them."""
+    batches = iter(loader)
+    with Bars() as bars, contextlib.closing(batches):  # type: ignore[type-var]
+        some = itertools.islice(batches, count)
+        yield from bars.track(some, "solving projectors: batches", count) if say else some
+
+
 def described(told: Mapping[str, float], tiles: int) -> str:
-    """A sentence on where projectors begin; `told` is what `ProjectorStart.finish` returned."""
+    """A sentence on where projectors begin; `told` is what `solve` returned."""
     shares = ", ".join(f"{max(share, 0):.0%} of {name}" for name, share in told.items())
     return (
         f"Projectors begin where ridge regression on {tiles:,} tiles puts them; in other tiles they explain {shares}."
@@ -67,6 +79,7 @@ class ProjectorStart:
 
     Args:
         net: the student.
+        average: its moving average, which begins with the same projectors, or the student itself.
         compared: each projector that is to be solved.
         statistics: standardisers of the targets by `head_key`; empty for raw targets.
 
@@ -75,8 +88,11 @@ class ProjectorStart:
         (arXiv 2202.10054): the head first, then all.
     """
 
-    def __init__(self, net: ProjectedStudent, compared: Sequence[Compared], statistics: nn.ModuleDict) -> None:
-        self._net, self._compared, self._statistics = net, compared, statistics
+    def __init__(
+        self, net: ProjectedStudent, average: ProjectedStudent, compared: Sequence[Compared], statistics: nn.ModuleDict
+    ) -> None:
+        self._net, self._average = net, average
+        self._compared, self._statistics = compared, statistics
         self._sums: dict[str, RidgeSums] = {}
 
     def add(self, batch: TileBatch, targets: TargetCache) -> None:
@@ -103,8 +119,8 @@ class ProjectorStart:
                 for half in (0, 1):
                     sums.add(x[each == half], y[each == half], half)
 
-    def finish(self, *others: ProjectedStudent) -> dict[str, float]:
-        """Fill the projectors, and those of `others`, such as the student's average.
+    def finish(self) -> dict[str, float]:
+        """Fill the projectors.
 
         Returns:
             By projector, such as `h0.cls`, the share of the variance of its target that it tells in other tiles.
@@ -118,13 +134,34 @@ class ProjectorStart:
                 scale = self._scale(name)
                 std = scale.std.to(weight) + scale.eps
                 weight, bias = weight / std[:, None], (bias - scale.mean.to(bias)) / std
-            for net in (self._net, *others):
+            for net in dict.fromkeys((self._net, self._average)):
                 _fill(net, name, weight, bias)
             told[f"{term.teacher}.{term.tokens}"] = found.explained
         return told
 
     def _scale(self, name: str) -> Standardizer:
         return self._statistics[name]  # type: ignore[return-value]
+
+
+def solve(
+    starts: Mapping[str, ProjectorStart], batches: Iterable[TileBatch], targets_of: Callable[[TileBatch], TargetCache]
+) -> dict[str, float]:
+    """Solve the projectors of all students of a run, which share each forward of the teachers.
+
+    Args:
+        starts: by the student's name.
+        batches: on the device of the training.
+        targets_of: the teachers on a batch.
+
+    Returns:
+        As `ProjectorStart.finish`, of all students.
+    """
+    for batch in batches:
+        targets = targets_of(batch)
+        for start in starts.values():
+            start.add(batch, targets)
+            targets.counts = False
+    return {under(name, key): share for name, start in starts.items() for key, share in start.finish().items()}
 
 
 def _pooled(x: Tensor, student: Features, tokens: Tokens, grid: tuple[int, int] | None) -> Tensor:

@@ -8,7 +8,8 @@ blocks, or `--depth` of them. Learnt on: the real fields of configs/distill/embe
 targets, perturbed student, then the arms of ablation_robust.py on the same tiles under simulated stainings and
 scanners. Measured on `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher
 itself, unlike its students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or
-seeds may be added; another length, set of magnifications, depth, rate or strength has a folder of its own.
+seeds may be added; another length, set of magnifications, depth, rate, start or strength has a folder of
+its own.
 """
 
 import argparse
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--depth", type=int, help="blocks of the student, by default 3")
     parser.add_argument("--lr", type=float, help="of the first stage; by default 1e-4 for vits, 1e-3 for embedded")
+    parser.add_argument("--solve-tiles", type=int, help="on which projectors are solved first, by default 0")
     parser.add_argument("--strength", type=float, help="of the first stage's views, by default 1; 0: clean")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/ablation/robust_real")
     args = parser.parse_args()
@@ -155,6 +157,9 @@ def main() -> None:
         folder = f"{folder}_{sizes.also}"
     if args.lr is not None:
         STUDENTS[args.teacher], folder = built._replace(lr=args.lr), f"{folder}_lr{args.lr:g}"
+    if args.solve_tiles is not None:
+        FIRST["model"]["projector"] = {"solve_tiles": args.solve_tiles}
+        folder = f"{folder}_solve{args.solve_tiles}"
     if args.strength is not None:
         views = FIRST["data"]["photometric"]["student"][0]["init_args"]
         views["strength"], folder = args.strength, f"{folder}_strength{args.strength:g}"

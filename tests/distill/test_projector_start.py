@@ -20,6 +20,7 @@ from pathokd.distill.projector_start import ProjectorStart, compared
 from pathokd.export.run import export_run
 from pathokd.losses import MSE, Cosine, KoLeo, SmoothL1
 from pathokd.models import StudentSpec, TeacherSpec, load_encoder
+from pathokd.models.ridge import RIDGES
 from pathokd.models.standardize import Standardizer
 
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -89,7 +90,7 @@ def test_the_last_layer_is_scikit_learns_on_the_batches_that_training_begins_wit
             name = f"t__{tokens}.net.{len(head) - 1}"
             found = first.heads[f"{name}.weight"].numpy(), first.heads[f"{name}.bias"].numpy()
             off = []
-            for ridge in (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0):
+            for ridge in RIDGES:
                 expected = Ridge(ridge * len(x) * x.var(0).mean()).fit(x, z)
                 off.append(max(np.abs(expected.coef_ - found[0]).max(), np.abs(expected.intercept_ - found[1]).max()))
             assert min(off) < 1e-4 < sorted(off)[1]
@@ -124,10 +125,10 @@ def test_raw_and_pooled_targets_and_crops(teacher_folder: Path) -> None:
     objectives = [Objective(SmoothL1(), view=["clean", "local/clean"]), Objective(KoLeo()), Objective(Cosine())]
     terms = compared(objectives, lambda _: "t", {"clean", "local"})
     assert terms == [("t", "cls", [("clean", "clean"), ("local/clean", "clean")])]
-    start = ProjectorStart(built.net, terms, built.statistics)
+    start = ProjectorStart(built.net, built.evaluated, terms, built.statistics)
     with torch.no_grad():
         start.add(batch, built._targets_of(batch))
-        told = start.finish(built.evaluated)
+        told = start.finish()
         built.net.eval()
         small = built.net(views["local/clean"].flatten(0, 1)).cls
         x = torch.cat([built.net(views["clean"]).cls, small]).double().numpy()
@@ -136,7 +137,7 @@ def test_raw_and_pooled_targets_and_crops(teacher_folder: Path) -> None:
     head = built.net.heads["t__cls"].net[0]
     off = [
         np.abs(Ridge(ridge * len(x) * x.var(0).mean()).fit(x, y).coef_ - head.weight.detach().numpy()).max()
-        for ridge in (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+        for ridge in RIDGES
     ]
     assert min(off) < 1e-5
     assert list(told) == ["t.cls"]
@@ -181,7 +182,8 @@ def test_statistics_of_a_running_teacher_do_not_move_what_is_solved(teacher_fold
     for size in (24, 6):
         for name in built.statistics:
             built.statistics[name] = Standardizer(built.teacher("t").embed_dim)
-        start = ProjectorStart(built.net, compared(built.objectives, built._teacher_of, {"clean"}), built.statistics)
+        terms = compared(built.objectives, built._teacher_of, {"clean"})
+        start = ProjectorStart(built.net, built.net, terms, built.statistics)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8, generator=generator)
         built._trainer = type("Trainer", (), {"global_step": 0})()
