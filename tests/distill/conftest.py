@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
 
@@ -46,3 +47,10 @@ def recipe(teacher_folder: Path, packed: Path) -> dict[str, Any]:
         },
         "trainer": {"max_epochs": 3, "accumulate_grad_batches": 2, "accelerator": "cpu", "devices": 1},
     }
+
+
+@pytest.fixture
+def cpu_shards() -> None:
+    """Skips a test of FSDP2 where torch has it for GPUs only."""
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("FSDP2 of torch 2.6 runs on no CPU")

@@ -99,7 +99,7 @@ def logged(out: Path) -> pd.DataFrame:
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Path) -> None:
     one = run(with_processes(gathered, 1), tmp_path / "one")
-    for strategy in ("ddp", "fsdp2"):
+    for strategy in ("ddp", "fsdp2")[: 2 if hasattr(torch.cpu.Stream, "record_event") else 1]:  # as in cpu_shards
         out = tmp_path / strategy
         gathered["trainer"]["strategy"] = strategy
         two = run(with_processes(gathered, 2), out)
@@ -230,6 +230,7 @@ IN_SHARDS = {
 }
 
 
+@pytest.mark.usefixtures("cpu_shards")
 @pytest.mark.timeout(600)
 def test_checkpoints_in_shards_are_exported_and_refused_to_others(
     noisy: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -261,6 +262,7 @@ def test_checkpoints_in_shards_are_exported_and_refused_to_others(
     assert (out / "checkpoints/last.ckpt").is_file()
 
 
+@pytest.mark.usefixtures("cpu_shards")
 @pytest.mark.parametrize("form", ["fsdp2", IN_SHARDS], ids=["file", "shards"])
 def test_what_a_sharded_run_does_not_have_is_not_left_out(noisy: dict[str, Any], form: Any, tmp_path: Path) -> None:
     """Neither torch nor Lightning minds weights of a checkpoint that nobody asks for."""
@@ -277,6 +279,7 @@ def test_what_a_sharded_run_does_not_have_is_not_left_out(noisy: dict[str, Any],
     assert "Traceback" not in out.with_suffix(".log").read_text()
 
 
+@pytest.mark.usefixtures("cpu_shards")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_in_shards_is_killed_and_resumed_exactly(noisy: dict[str, Any], tmp_path: Path) -> None:
@@ -309,6 +312,7 @@ def test_a_run_in_shards_is_killed_and_resumed_exactly(noisy: dict[str, Any], tm
     assert "This checkpoint is one file and this run would write shards" in (tmp_path / "file.log").read_text()
 
 
+@pytest.mark.usefixtures("cpu_shards")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: Path) -> None:
@@ -327,6 +331,7 @@ def test_a_sharded_run_is_resumed_and_exported(noisy: dict[str, Any], tmp_path: 
     assert exported["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
 
 
+@pytest.mark.usefixtures("cpu_shards")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_compiled_sharded_student_trains_as_a_plain_one(gathered: dict[str, Any], tmp_path: Path) -> None:

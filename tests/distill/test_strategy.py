@@ -23,7 +23,7 @@ ARGS = {"embed_dim": 16, "num_heads": 2, "patch_size": 8, "depth": 10}
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[DeviceMesh]:
+def alone(cpu_shards: None, tmp_path: Path) -> Iterator[DeviceMesh]:
     """A process group of one, and torch's compiler as it is by itself."""
     torch._dynamo.reset()
     called = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # torch 2.6
