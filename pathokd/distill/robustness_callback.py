@@ -46,7 +46,8 @@ class RobustnessCallback(Callback):
         max_places: Places used, drawn once by `seed`; a few hundred suffice and cost seconds.
         k: Nearest tiles that count as found.
         neighbour_k: k of the robustness index.
-        min_separation: Below this the student counts as collapsed; 0 never stops.
+        min_separation: Below this the student counts as collapsed; 0 never stops. Lower it beside a teacher whose own
+            is hardly more, as of class tokens that share a large mean.
         from_epoch: First epoch that may stop: a student that starts from random weights tells little apart at first.
         batch_size: Tiles per forward pass.
         seed: Of the choice of places.
