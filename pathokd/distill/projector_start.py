@@ -120,7 +120,7 @@ class ProjectorStart:
                     sums.add(x[each == half], y[each == half], half)
 
     def finish(self) -> dict[str, float]:
-        """Fill the projectors.
+        """Fill the projectors; one that tells nothing of its target in other tiles stays as it was.
 
         Returns:
             By projector, such as `h0.cls`, the share of the variance of its target that it tells in other tiles.
@@ -129,6 +129,9 @@ class ProjectorStart:
         for term in self._compared:
             name = term.head
             found = self._sums[name].solve()
+            told[f"{term.teacher}.{term.tokens}"] = found.explained
+            if not found.explained > 0:  # shrunk to nothing, it would leave cosines without a direction
+                continue
             weight, bias = found.weight, found.bias
             if name in self._statistics:
                 scale = self._scale(name)
@@ -136,7 +139,6 @@ class ProjectorStart:
                 weight, bias = weight / std[:, None], (bias - scale.mean.to(bias)) / std
             for net in dict.fromkeys((self._net, self._average)):
                 _fill(net, name, weight, bias)
-            told[f"{term.teacher}.{term.tokens}"] = found.explained
         return told
 
     def _scale(self, name: str) -> Standardizer:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pathokd.models.device import double
 from pathokd.processes import mean_over_processes
 
-RIDGES = tuple(10.0**exponent for exponent in range(-4, 4))
+RIDGES = tuple(10.0**exponent for exponent in range(-4, 2))
 """Tried, as multiples of the mean variance of x."""
 
 
@@ -83,10 +83,10 @@ def _solutions(xx: Tensor, xy: Tensor) -> list[Tensor]:
     shared = xy[1:] / n - mean_x[:, None] * mean_y
     spread, axes = torch.linalg.eigh(covariance)
     spread, along = spread.clamp(min=0), axes.T @ shared
+    rounding = 1e-13 * (xx.diagonal()[1:] / n).mean() + torch.finfo(spread.dtype).tiny  # of an x that does not vary
     found = []
     for ridge in RIDGES:
-        # Where x does not vary at all there is nothing to divide by, and nothing to be told.
-        weight = axes @ (along / (spread + ridge * spread.mean() + torch.finfo(spread.dtype).tiny)[:, None])
+        weight = axes @ (along / (spread + ridge * spread.mean() + rounding)[:, None])
         found.append(torch.cat([(mean_y - mean_x @ weight)[None], weight]))
     return found
 
