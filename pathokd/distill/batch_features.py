@@ -96,8 +96,13 @@ class TargetCache:
 
 def project(net: ProjectedStudent, student: Features, key: str, tokens: Tokens, targets: TargetCache) -> Tensor:
     """The student's tokens in the space of teacher `key`; patches on its grid where it averaged them."""
-    projected, grid = net.project(student, key, tokens), targets.pooled_grid(key)
-    return projected if tokens == "cls" or grid is None else pool_patches(projected, student.grid, grid)
+    return on_teachers_grid(net.project(student, key, tokens), student, key, tokens, targets)
+
+
+def on_teachers_grid(x: Tensor, student: Features, key: str, tokens: Tokens, targets: TargetCache) -> Tensor:
+    """What was made of the student's tokens one by one, patches on the grid that teacher `key` averaged its own on."""
+    grid = targets.pooled_grid(key)
+    return x if tokens == "cls" or grid is None else pool_patches(x, student.grid, grid)
 
 
 def view_images(views: dict[str, Tensor], name: str) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pathokd.data.batch import TileBatch
-from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop
+from pathokd.distill.batch_features import StudentCache, TargetCache, for_each_crop, on_teachers_grid
 from pathokd.distill.network import ProjectedStudent, head_key
 from pathokd.distill.objective import Objective, Tokens
 from pathokd.distill.prototypes import view_pairs
 from pathokd.distill.trainee import under
+from pathokd.distill.warm_start import unfolded
 from pathokd.losses import AlignmentLoss
 from pathokd.models.ema import reshard
-from pathokd.models.features import Features, pool_patches
 from pathokd.models.projector import Projector
 from pathokd.models.ridge import RidgeSums
 from pathokd.models.standardize import Standardizer
@@ -110,7 +110,8 @@ class ProjectorStart:
             projector: Projector = self._net.heads[name]  # type: ignore[assignment]
             for view, teacher_view in pairs:
                 student = seen[view]
-                x = _pooled(projector.net[:-1](getattr(student, tokens)), student, tokens, targets.pooled_grid(teacher))
+                # The last layer is one matrix, so that tokens may be averaged before it as well as after.
+                x = on_teachers_grid(projector.net[:-1](getattr(student, tokens)), student, teacher, tokens, targets)
                 y = for_each_crop(targets.get(teacher, tokens, teacher_view, student.grid), x)
                 if name in self._statistics:  # which may still move: back to the teacher's own scale
                     y = self._scale(name).inverse(y)
@@ -134,9 +135,7 @@ class ProjectorStart:
                 continue
             weight, bias = found.weight, found.bias
             if name in self._statistics:
-                scale = self._scale(name)
-                std = scale.std.to(weight) + scale.eps
-                weight, bias = weight / std[:, None], (bias - scale.mean.to(bias)) / std
+                weight, bias = unfolded(weight, bias, self._scale(name))
             for net in dict.fromkeys((self._net, self._average)):
                 _fill(net, name, weight, bias)
         return told
@@ -164,11 +163,6 @@ def solve(
             start.add(batch, targets)
             targets.counts = False
     return {under(name, key): share for name, start in starts.items() for key, share in start.finish().items()}
-
-
-def _pooled(x: Tensor, student: Features, tokens: Tokens, grid: tuple[int, int] | None) -> Tensor:
-    """Patches on the grid that the teacher averaged its own on; what follows is one matrix, before or after alike."""
-    return x if tokens == "cls" or grid is None else pool_patches(x, student.grid, grid)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathokd.distill.cached import CachedTeacher
 from pathokd.distill.network import ProjectedStudent, head_key
@@ -75,7 +75,10 @@ def start_heads(
                     # Where none stand yet, another student's projector keeps the scale that it learnt in.
                     standard = standard if fill else Standardizer(standard.dim)
                     standard.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
-                _unfold(projector, standard)
+                last: nn.Linear = projector.net[-1]  # type: ignore[assignment]
+                weight, bias = unfolded(last.weight, last.bias, standard)
+                last.weight.copy_(weight)
+                last.bias.copy_(bias)
             filled.append(head)
     if random and process_rank() == 0:
         warnings.warn(
@@ -86,9 +89,10 @@ def start_heads(
     return filled
 
 
-def _unfold(projector: Projector, standard: Standardizer) -> None:
-    """From the teacher's own space, where exported heads end, to the standardised one: (W x + b - mean) / scale."""
-    last: nn.Linear = projector.net[-1]  # type: ignore[assignment]
-    scale = standard.std + standard.eps
-    last.weight.div_(scale[:, None])
-    last.bias.sub_(standard.mean).div_(scale)
+def unfolded(weight: Tensor, bias: Tensor, standard: Standardizer) -> tuple[Tensor, Tensor]:
+    """A last layer that ends in the teacher's own space, as exported ones do, made to end in the standardised one.
+
+    (W x + b - mean) / scale
+    """
+    scale, mean = (standard.std + standard.eps).to(weight), standard.mean.to(weight)
+    return weight / scale[:, None], (bias - mean) / scale

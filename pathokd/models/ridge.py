@@ -1,5 +1,6 @@
 """Ridge regression from sums over rows, which batches and processes add up."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,22 +62,21 @@ class RidgeSums:
             raise ValueError(
                 "All rows of a ridge regression are in one half, and none are left to test it: give it more."
             )
-        halves = [list(zip(RIDGES, _solutions(xx[half], xy[half]), strict=True)) for half in (0, 1)]
         errors = torch.stack(
             [
                 torch.stack(
-                    [_unexplained(solved, xx[1 - half], xy[1 - half], yy[1 - half]) for _, solved in halves[half]]
+                    [_unexplained(each, xx[other], xy[other], yy[other]) for each in _solutions(xx[half], xy[half])]
                 )
-                for half in (0, 1)
+                for half, other in ((0, 1), (1, 0))
             ]
         ).mean(0)
         best = int(errors.argmin())
-        whole = _solutions(xx.sum(0), xy.sum(0))[best]
+        (whole,) = _solutions(xx.sum(0), xy.sum(0), RIDGES[best : best + 1])
         return Ridge(whole[1:].T.contiguous(), whole[0], 1 - float(errors[best]), RIDGES[best])
 
 
-def _solutions(xx: Tensor, xy: Tensor) -> list[Tensor]:
-    """Bias and weights, (1 + in_dim, out_dim), under each of `RIDGES`; the bias pays none."""
+def _solutions(xx: Tensor, xy: Tensor, ridges: Sequence[float] = RIDGES) -> list[Tensor]:
+    """Bias and weights, (1 + in_dim, out_dim), under each of `ridges`; the bias pays none."""
     n = xx[0, 0]
     mean_x, mean_y = xx[0, 1:] / n, xy[0] / n
     covariance = xx[1:, 1:] / n - mean_x[:, None] * mean_x
@@ -85,7 +85,7 @@ def _solutions(xx: Tensor, xy: Tensor) -> list[Tensor]:
     spread, along = spread.clamp(min=0), axes.T @ shared
     rounding = 1e-13 * (xx.diagonal()[1:] / n).mean() + torch.finfo(spread.dtype).tiny  # of an x that does not vary
     found = []
-    for ridge in RIDGES:
+    for ridge in ridges:
         weight = axes @ (along / (spread + ridge * spread.mean() + rounding)[:, None])
         found.append(torch.cat([(mean_y - mean_x @ weight)[None], weight]))
     return found

@@ -8,8 +8,7 @@ blocks, or `--depth` of them. Learnt on: the real fields of configs/distill/embe
 targets, perturbed student, then the arms of ablation_robust.py on the same tiles under simulated stainings and
 scanners. Measured on `HELD_OUT` and CAMELYON17 under others (real_measures.py), and on PathMNIST. The embedded teacher
 itself, unlike its students, has seen HELD_OUT. Finished runs are kept, so a run that was stopped goes on, and arms or
-seeds may be added; another length, set of magnifications, depth, rate, start or strength has a folder of
-its own.
+seeds may be added; another length, set of magnifications, depth, rate, start or strength has its own folder.
 """
 
 import argparse

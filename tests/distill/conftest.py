@@ -50,7 +50,13 @@ def recipe(teacher_folder: Path, packed: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cpu_shards() -> None:
+def shards_on_cpu() -> bool:
+    """Whether torch has FSDP2 for more than GPUs."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
+@pytest.fixture
+def cpu_shards(shards_on_cpu: bool) -> None:
     """Skips a test of FSDP2 where torch has it for GPUs only."""
-    if not hasattr(torch.cpu.Stream, "record_event"):
+    if not shards_on_cpu:
         pytest.skip("FSDP2 of torch 2.6 runs on no CPU")
