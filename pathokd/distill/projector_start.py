@@ -64,11 +64,12 @@ def first_batches(loader: Iterable[TileBatch], count: int, *, say: bool) -> Iter
 
 
 def described(told: Mapping[str, float], tiles: int) -> str:
-    """A sentence on where projectors begin; `told` is what `solve` returned."""
-    shares = ", ".join(f"{max(share, 0):.0%} of {name}" for name, share in told.items())
-    return (
-        f"Projectors begin where ridge regression on {tiles:,} tiles puts them; in other tiles they explain {shares}."
-    )
+    """Where projectors begin; `told` is what `solve` returned."""
+    explained = ", ".join(f"{share:.0%} of {name}" for name, share in told.items() if share > 0)
+    nothing = ", ".join(name for name, share in told.items() if not share > 0)
+    solved = f"Projectors begin where ridge regression on {tiles:,} tiles puts them; in other tiles they explain "
+    at_random = f"Ridge regression on {tiles:,} tiles explains nothing in others of {nothing}, which begin at random."
+    return " ".join([f"{solved}{explained}."] * bool(explained) + [at_random] * bool(nothing))
 
 
 class ProjectorStart:
