@@ -1,6 +1,7 @@
 """The verbs: each turns words into one call and says what came of it. Heavy imports wait until they are needed."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -177,29 +178,27 @@ def simulate(
     from pathokd.slides.sources import find_slides
 
     wanted = conditions(stain, scanner, severity) if stain or scanner else []
-    if len(sources) == 1 and holds_tiles(sources[0]):
-        tiles = open_tiles(sources[0])
-        write_contact_sheet(f"{out}/contact_sheet.png", typical_tile(tiles))
-        print(f"All presets on one tile: {out}/contact_sheet.png")
-        if not wanted:
-            return 0
-        spec = PackSpec(95 if quality is None else quality)
-        packed = simulate_tiles(tiles, out, wanted, spec, seed=seed, overwrite=overwrite)
-        print(f"{packed.tiles} tiles under {1 + len(wanted)} conditions, the original among them, in {out}")
-        return _unreadable(len(packed.unreadable), out, skip_errors)
-    slides = find_slides(sources, mpp=mpp_level0)
-    write_contact_sheet(f"{out}/contact_sheet.png", typical_tile(slides))
-    print(f"All presets on one tile: {out}/contact_sheet.png")
+    tiled = len(sources) == 1 and holds_tiles(sources[0])
+    source = open_tiles(sources[0]) if tiled else find_slides(sources, mpp=mpp_level0)
     if not wanted:
-        return 0
-    outcomes = simulate_slides(
-        slides, out, wanted, seed=seed, quality=90 if quality is None else quality, overwrite=overwrite
-    )
-    failed = int((outcomes["status"] == "failed").sum())
-    print(f"{len(outcomes) - failed} slides in {out}/slides.csv")
-    for row in outcomes[outcomes["status"] == "failed"].itertuples():
-        print(f"{row.slide_id}: {row.message}")
-    return 1 if failed and not skip_errors else 0
+        code = 0
+    elif isinstance(source, list):
+        quality = 90 if quality is None else quality
+        outcomes = simulate_slides(source, out, wanted, seed=seed, quality=quality, overwrite=overwrite)
+        failed = int((outcomes["status"] == "failed").sum())
+        print(f"{len(outcomes) - failed} slides in {out}/slides.csv")
+        for row in outcomes[outcomes["status"] == "failed"].itertuples():
+            print(f"{row.slide_id}: {row.message}")
+        code = 1 if failed and not skip_errors else 0
+    else:
+        spec = PackSpec(95 if quality is None else quality)
+        packed = simulate_tiles(source, out, wanted, spec, seed=seed, overwrite=overwrite)
+        print(f"{packed.tiles} tiles under {1 + len(wanted)} conditions, the original among them, in {out}")
+        code = _unreadable(len(packed.unreadable), out, skip_errors)
+    # Last, so that a run that was refused leaves the sheet of the one before.
+    write_contact_sheet(f"{out}/contact_sheet.png", typical_tile(source))
+    print(f"All presets on one tile: {out}/contact_sheet.png")
+    return code
 
 
 def stain_stats(tiles: str, *, out: str, tiles_per_slide: int = 50) -> int:
@@ -305,7 +304,10 @@ def embed(
     """
     from pathokd.embed.run import embed_slides, summary_name
     from pathokd.models import open_model
+    from pathokd.models.device import bf16_advice, choose_device
 
+    if advice := bf16_advice(choose_device(device), ["--precision fp32"] if precision == "bf16" else []):
+        print(advice, file=sys.stderr, flush=True)
     encoder = open_model(model)
     tiles, code = slides[0], 0
     number, _, shards = shard.partition("/")

@@ -94,13 +94,18 @@ class FullyShardedStrategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes")
 
 
+def shards_on_cpu() -> bool:
+    """Whether this torch has FSDP2 for more than GPUs."""
+    return hasattr(torch.cpu.Stream, "record_event")
+
+
 def check_strategy(trainer: L.Trainer) -> None:
     """Refuse what is not tested or cannot be, and processes that do not know of each other.
 
     Raises:
-        TrainingError: another strategy, a device without fp64, half precision throughout, no batch to a step or to an
-            epoch, batches to overfit, an end by the clock, or `torchrun` started more processes than the trainer
-            counts.
+        TrainingError: another strategy, FSDP2 on a CPU of a torch that has it for GPUs only, a device without fp64,
+            half precision throughout, no batch to a step or to an epoch, batches to overfit, an end by the clock, or
+            `torchrun` started more processes than the trainer counts.
     """
     strategy = trainer.strategy
     if strategy.root_device.type == "mps":
@@ -140,6 +145,11 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise TrainingError(
             f"trainer.strategy is {type(strategy).__name__}, which pathokd does not train with: set it to ddp, or to "
             "fsdp2 for a student that does not fit beside its teacher, or leave it out."
+        )
+    if isinstance(strategy, FullyShardedStrategy) and strategy.root_device.type == "cpu" and not shards_on_cpu():
+        raise TrainingError(
+            f"FSDP2 of torch {torch.__version__} shards over GPUs only: set trainer.strategy to ddp, or take "
+            "a later torch."
         )
     started = int(os.environ.get("WORLD_SIZE", "1")) if torch.distributed.is_torchelastic_launched() else 1
     if started not in (1, trainer.world_size):

@@ -227,6 +227,9 @@ def test_the_verb(tiles: Path, slide: Path, tmp_path: Path, capsys: pytest.Captu
     assert "no staining 'cmu1': did you mean cmu-1" in capsys.readouterr().err
     assert main(["simulate", str(tiles), "--out", str(tmp_path / "s"), "--stain", "cmu-1,os-1", "--severity", "2"]) == 1
     assert "severity must lie within 0 to 1" in capsys.readouterr().err
+    assert main(["simulate", str(tiles), "--out", str(out), "--scanner", "pale"]) == 0
+    assert main(["simulate", str(out), "--out", str(tmp_path / "t"), "--scanner", "pale"]) == 1
+    assert not (tmp_path / "t").exists()
     assert main(["stain-stats", str(tiles), "--out", str(tmp_path / "stats.yaml")]) == 1
     assert "at least two slides" in capsys.readouterr().err
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 TINY = {"embed_dim": 24, "depth": 3, "num_heads": 2, "patch_size": 8, "reg_tokens": 2}
 
@@ -50,13 +49,9 @@ def recipe(teacher_folder: Path, packed: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def shards_on_cpu() -> bool:
-    """Whether torch has FSDP2 for more than GPUs."""
-    return hasattr(torch.cpu.Stream, "record_event")
-
-
-@pytest.fixture
-def cpu_shards(shards_on_cpu: bool) -> None:
+def cpu_shards() -> None:
     """Skips a test of FSDP2 where torch has it for GPUs only."""
-    if not shards_on_cpu:
+    from pathokd.distill.strategy import shards_on_cpu
+
+    if not shards_on_cpu():
         pytest.skip("FSDP2 of torch 2.6 runs on no CPU")

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from pathokd.cli.main import main
+from pathokd.distill.strategy import shards_on_cpu
 from pathokd.models.sharded import is_checkpoint, is_sharded, read_whole
 
 WEIGHTS = 2e-5
@@ -97,9 +98,9 @@ def logged(out: Path) -> pd.DataFrame:
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_train_as_one_does(gathered: dict[str, Any], shards_on_cpu: bool, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(gathered: dict[str, Any], tmp_path: Path) -> None:
     one = run(with_processes(gathered, 1), tmp_path / "one")
-    for strategy in ("ddp", "fsdp2") if shards_on_cpu else ("ddp",):
+    for strategy in ("ddp", "fsdp2") if shards_on_cpu() else ("ddp",):
         out = tmp_path / strategy
         gathered["trainer"]["strategy"] = strategy
         two = run(with_processes(gathered, 2), out)

@@ -185,13 +185,15 @@ def test_a_run_that_goes_on_keeps_its_projectors(
 def test_projectors_of_an_export_stay(
     teacher_folder: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit(module(teacher_folder), packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
+    earlier = module(teacher_folder)
+    fit(earlier, packed, tmp_path).save_checkpoint(tmp_path / "c.ckpt")
     export_run(tmp_path / "c.ckpt", tmp_path / "student")
     capsys.readouterr()
     start = StudentSpec("vit_tiny_patch16_224", TINY, image_px=32, init=str(tmp_path / "student"))
     built, first = module(teacher_folder, student=start), First()
     fit(built, packed, tmp_path, first)
     assert "Projectors begin" not in capsys.readouterr().err
+    torch.testing.assert_close(first.heads, dict(earlier.evaluated.heads.state_dict()), rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_of_a_running_teacher_do_not_move_what_is_solved(teacher_folder: Path) -> None:

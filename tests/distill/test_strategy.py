@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch._dynamo.testing
@@ -79,3 +80,11 @@ def test_a_device_without_fp64_is_refused() -> None:
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("mps", 0)))
     with pytest.raises(TrainingError, match=r"set trainer\.accelerator to cpu"):
         check_strategy(trainer)  # type: ignore[arg-type]
+
+
+def test_fsdp2_on_a_cpu_is_refused_where_torch_has_it_for_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch 2.6 went down in the first forward pass, by an attribute that its streams lack."""
+    monkeypatch.delattr(torch.cpu.Stream, "record_event", raising=False)
+    trainer = L.Trainer(accelerator="cpu", devices=1, strategy="fsdp2", logger=False)
+    with pytest.raises(TrainingError, match=r"shards over GPUs only: set trainer\.strategy to ddp"):
+        check_strategy(trainer)
