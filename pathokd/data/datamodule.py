@@ -13,14 +13,14 @@ from typing import Any
 import albumentations as A
 import lightning as L
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pathokd.data.batch import Draw, TileBatch, TileSource
 from pathokd.data.handover import Parcel, TileLoader, wrap
-from pathokd.data.places import PATIENT_COLUMNS, Registered, RegisteredSpec, first_named, registered_tiles
+from pathokd.data.places import Registered, RegisteredSpec, registered_tiles
 from pathokd.data.samplers import PlaceBatchSampler, ResumableBatchSampler
+from pathokd.data.split import check_slides_held_out, check_tiles_held_out, learnt_slides, split_column, split_rows
 from pathokd.data.targets import TargetStore, tile_identity
 from pathokd.data.views import Geometry, Views, orientation
 from pathokd.data.wsi import open_tiles, read_or_advise
@@ -28,52 +28,6 @@ from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
 from pathokd.pictures import stack_planes
 from pathokd.types import IntArray
-
-
-def split_column(index: pd.DataFrame, split_by: str | None = None) -> str:
-    """What train and validation must not share: `split_by`, or patients, cases, slides, the first that is named."""
-    return split_by or first_named(index, (*PATIENT_COLUMNS, "case")) or "slide_id"
-
-
-def split_rows(
-    index: pd.DataFrame, *, val_fraction: float, split_by: str | None = None, seed: int = 0
-) -> tuple[IntArray, IntArray]:
-    """Split tiles so that no group (patient, or else slide) lies on both sides.
-
-    Args:
-        index: one row per tile.
-        val_fraction: share of the tiles wanted for validation, in [0, 1); whole groups are taken in a seeded order
-            until it is reached, those of more than twice the share last; at least one group stays for training.
-        split_by: column that names the groups; by default as `split_column`.
-        seed: decides which groups.
-
-    Returns:
-        Row numbers for training and for validation, each sorted.
-
-    Raises:
-        ManifestError: there is no such column, or only one group.
-    """
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction must lie in [0, 1), got {val_fraction}.")
-    column = split_column(index, split_by)
-    if column not in index:
-        raise ManifestError(f"split_by={column!r} is no column of the tiles; they have {', '.join(index.columns)}.")
-    rows = np.arange(len(index))
-    if val_fraction == 0:
-        return rows, rows[:0]
-    sizes = index.groupby(column, sort=True, dropna=False).size()
-    if len(sizes) < 2:
-        raise ManifestError(
-            f"All tiles have {column} = {sizes.index[0]!r}, so nothing can be held out: add slides, or set "
-            "data.val_fraction to 0 and train without validation."
-        )
-    order = sizes.iloc[np.random.default_rng(seed).permutation(len(sizes))]
-    wanted = val_fraction * len(index)
-    order = order.iloc[np.argsort(order.to_numpy() > 2 * wanted, kind="stable")]
-    reached = np.searchsorted(order.cumsum().to_numpy(), wanted) + 1
-    held_out = order.index[: min(int(reached), len(order) - 1)]
-    in_val = index[column].isin(held_out).to_numpy()
-    return rows[~in_val], rows[in_val]
 
 
 class ViewDataset(Dataset[Any]):
@@ -272,40 +226,36 @@ class TileDataModule(L.LightningDataModule):
             store.check_tiles(source, self._identity)
             self.targets[teacher] = store
         self.source = source
-        self._column = split_column(source.index, self.split_by)  # once: every checkpoint says it
+        self._split: dict[str, Any] | None = None
+        self._column = split_column(source.index, self.split_by)
         self.train_rows, self.val_rows = split_rows(
             source.index, val_fraction=self.val_fraction, split_by=self._column, seed=self.seed
         )
 
     def split(self) -> dict[str, Any]:
-        """What decides which tiles are held out, for a checkpoint."""
+        """What decides which tiles are held out, and which slides were not, for a checkpoint."""
         self.setup()
-        return {
-            "tiles": self._identity,
-            "val_fraction": self.val_fraction,
-            "split_by": self._column,
-            "seed": self.seed,
-        }
+        if self._split is None:  # once: every checkpoint says it
+            self._split = {
+                "tiles": self._identity,
+                "val_fraction": self.val_fraction,
+                "split_by": self._column,
+                "seed": self.seed,
+                "learnt": learnt_slides(self._source(), self.val_rows),
+            }
+        return self._split
 
     def check_held_out(self, split: Mapping[str, Any]) -> None:
-        """Refuse to measure on what a training with this `split` learnt from; of other tiles nothing is known.
+        """Refuse to measure on what a training with this `split` learnt from.
 
         Raises:
-            ManifestError: says how many tiles it would be, and what was held out.
+            ManifestError: says how many tiles or slides it would be, and what was held out.
         """
-        now = self.split()
-        if split["tiles"] != now["tiles"]:
-            return
-        settings = {name: split[name] for name in ("val_fraction", "split_by", "seed")}
-        learnt, _ = split_rows(self._source().index, **settings)
-        seen = len(np.intersect1d(learnt, self.val_rows))
-        if seen:
-            as_then = "hold out what that run did, by " + ", ".join(f"data.{name} {v}" for name, v in settings.items())
-            raise ManifestError(
-                f"{seen:,} of these {len(self.val_rows):,} held-out tiles were for training when this checkpoint was "
-                "written, and would be measured as if they were new: "
-                f"{as_then if split['val_fraction'] else 'that run held out nothing, so give data.tiles others'}."
-            )
+        self.setup()
+        if split["tiles"] == self._identity:
+            check_tiles_held_out(self._source(), self.val_rows, split)
+        else:
+            check_slides_held_out(self._source(), self.val_rows, split.get("learnt", []))
 
     def described(self) -> str:
         """What is trained on, for a model card."""

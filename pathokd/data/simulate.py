@@ -16,7 +16,7 @@ from pathokd.data.conditions import MEASURED_TILES, ORIGINAL, SIMULATION, Condit
 from pathokd.data.pack import PackResult, PackSpec, pack_source, source_identity
 from pathokd.data.packed import PackedTiles
 from pathokd.data.sample import readable, spread
-from pathokd.data.targets import slide_marks, tile_identity
+from pathokd.data.targets import known_slides, tile_identity
 from pathokd.errors import ManifestError, StoreError
 from pathokd.progress import Bars
 from pathokd.types import IntArray, Rgb
@@ -134,7 +134,7 @@ def simulate_tiles(
         "source": tile_identity(source),
     }
     simulated = SimulatedTiles(source, wanted, seed=seed)
-    slides = slide_marks(source)
+    slides = known_slides(source)
     return pack_source(
         simulated, out_dir, spec, settings, slides=slides, verb="simulate", workers=workers, overwrite=overwrite
     )

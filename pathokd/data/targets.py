@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pathokd.data.batch import TileSource
+from pathokd.data.packed import PackedTiles
 from pathokd.data.views import Geometry
 from pathokd.data.wsi import WsiTiles
 from pathokd.errors import StoreError
@@ -134,6 +135,11 @@ def slide_marks(source: TileSource) -> dict[str, str | None]:
         return {}
     slides = source.index.drop_duplicates("slide_id")
     return {name: file_mark(path) for name, path in zip(slides["slide_id"], slides["path"], strict=True)}
+
+
+def known_slides(source: TileSource) -> Mapping[str, str | None]:
+    """As `slide_marks`, and of packed tiles what was in their slides when they were packed."""
+    return source.header.get("slides", {}) if isinstance(source, PackedTiles) else slide_marks(source)
 
 
 def check_slides(found: Header, slides: Mapping[str, str | None], what: str, verb: str) -> None:

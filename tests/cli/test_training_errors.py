@@ -9,6 +9,10 @@ import yaml
 from lightning.pytorch.accelerators import MPSAccelerator
 
 from pathokd.cli.main import main
+from pathokd.data.conditions import Condition
+from pathokd.data.pack import PackSpec, pack_tiles
+from pathokd.data.packed import PackedTiles
+from pathokd.data.simulate import simulate_tiles
 
 TINY = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
 
@@ -164,6 +168,22 @@ def test_a_validation_on_tiles_of_the_training_is_refused(
     assert "that run held out nothing, so give data.tiles others." in capsys.readouterr().err
     # Another number that holds out the same slide is none of this.
     assert main(["test", "--config", saved, "--out", str(run), "--data.val_fraction", "0.33"]) == 0
+
+
+def test_a_validation_on_slides_of_the_training_is_refused_in_other_tiles_too(
+    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run)]) == 0
+    pack_tiles(packed.parent, tmp_path / "packed", PackSpec(quality=80), workers=1)
+    simulate_tiles(PackedTiles(tmp_path / "packed"), tmp_path / "simulated", [Condition(scanner="pale")], workers=1)
+    for tiles in (packed.parent, tmp_path / "packed", tmp_path / "simulated"):
+        words = ["validate", "--config", str(run / "config.yaml"), "--out", str(run), "--data.tiles", str(tiles)]
+        assert main(words) == 0
+        capsys.readouterr()
+        assert main([*words, "--data.seed", "1"]) == 1
+        assert "1 of these 1 held-out slides, slide 0.é for one, were for training when" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_settings_not_its_resuming(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:

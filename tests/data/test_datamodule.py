@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pathokd.augment import ScannerJitter, ScannerSwap, StainSwap, StudentView
-from pathokd.data.datamodule import TileDataModule, split_rows
+from pathokd.data.datamodule import TileDataModule
 from pathokd.data.pack import PackSpec, pack_tiles
+from pathokd.data.split import split_rows
 from pathokd.data.views import Geometry
 from pathokd.data.wsi import read_manifest
 from pathokd.errors import ManifestError, SlideError
