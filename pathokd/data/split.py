@@ -105,8 +105,9 @@ def check_slides_held_out(source: TileSource, val_rows: IntArray, learnt: Collec
     Raises:
         ManifestError: says how many slides it would be, and names one.
     """
-    known, slides = known_slides(source), source.index["slide_id"].iloc[val_rows].astype(str).unique()
-    seen = [name for name in slides if known.get(name) in learnt]
+    known, marks = known_slides(source), set(learnt)
+    slides = source.index["slide_id"].iloc[val_rows].astype(str).unique()
+    seen = [name for name in slides if known.get(name) in marks]
     if seen:
         raise ManifestError(
             f"{len(seen):,} of these {len(slides):,} held-out slides, {seen[0]} for one, were for training when this "
