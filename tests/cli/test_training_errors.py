@@ -147,13 +147,18 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
         assert files() == before
 
 
+@pytest.fixture
+def run(tiny_teacher: Path, packed: Path, tmp_path: Path) -> Path:
+    """A finished run of the recipe, which lies beside it as c.yaml."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(recipe(tiny_teacher, packed)), encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
 def test_a_validation_on_tiles_of_the_training_is_refused(
-    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another fraction, seed or column held out other slides, and the measure was of what had been learnt."""
-    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run)]) == 0
     saved = str(run / "config.yaml")
     assert main(["validate", "--config", saved, "--out", str(run)]) == 0
     assert main(["validate", "--config", saved, "--out", str(run), "--data.seed", "1"]) == 1
@@ -171,11 +176,8 @@ def test_a_validation_on_tiles_of_the_training_is_refused(
 
 
 def test_a_validation_on_slides_of_the_training_is_refused_in_other_tiles_too(
-    tiny_teacher: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, run = recipe(tiny_teacher, packed), tmp_path / "run"
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(run)]) == 0
     pack_tiles(packed.parent, tmp_path / "packed", PackSpec(quality=80), workers=1)
     simulate_tiles(PackedTiles(tmp_path / "packed"), tmp_path / "simulated", [Condition(scanner="pale")], workers=1)
     for tiles in (packed.parent, tmp_path / "packed", tmp_path / "simulated"):
