@@ -1,10 +1,10 @@
 """The verbs: each turns words into one call and says what came of it. Heavy imports wait until they are needed."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from pathokd.cli.teacher import device_for
 from pathokd.errors import StoreError
 from pathokd.types import Mpp
 
@@ -304,10 +304,9 @@ def embed(
     """
     from pathokd.embed.run import embed_slides, summary_name
     from pathokd.models import open_model
-    from pathokd.models.device import bf16_advice, choose_device
 
-    if advice := bf16_advice(choose_device(device), ["--precision fp32"] if precision == "bf16" else []):
-        print(advice, file=sys.stderr, flush=True)
+    if engine == "local":  # a cluster's workers have devices of their own
+        device_for(device, precision)
     encoder = open_model(model)
     tiles, code = slides[0], 0
     number, _, shards = shard.partition("/")
