@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -32,6 +32,7 @@ from pathokd.distill.module import DistillationModule
 from pathokd.distill.stopping import StopOnSignal
 from pathokd.errors import TrainingError
 from pathokd.files import write_text
+from pathokd.models.device import keep_freed_memory
 from pathokd.models.sharded import is_checkpoint, sweep_half
 
 USAGE = "pathokd {verb} --config RECIPE.yaml [--config MORE.yaml ...] [--KEY VALUE ...]"
@@ -157,6 +158,8 @@ class TrainCLI(LightningCLI):
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            keep_freed_memory()
         return trainer
 
     def _callbacks(self, folder: Path, config: Any, given: Sequence[Callback]) -> list[Callback]:

@@ -1,5 +1,8 @@
-"""Where models run, and in what arithmetic."""
+"""Where models run, in what arithmetic, and with whose memory."""
 
+import ctypes
+import os
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -9,6 +12,9 @@ from torch import Tensor
 
 SLOW_BF16 = 1.5
 """Times as long as fp32, from which on it is said."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_MALLOC_SETTINGS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def choose_device(name: str) -> torch.device:
@@ -67,3 +73,18 @@ def bf16_advice(device: torch.device, instead: Sequence[str]) -> str:
     if not instead or device.type != "cpu" or bf16_time() < SLOW_BF16:
         return ""
     return f"This CPU takes {bf16_time():.1f} times as long in bf16 as in fp32: better {' and '.join(instead)}."
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what this process frees, for a training on the CPU: the next step asks for the same again.
+
+    By itself it gives up to hundreds of MB back to the system after a step, and the next one waits for each page. Where
+    malloc is not glibc's, or the environment sets it already, this does nothing.
+    """
+    if sys.platform != "linux" or any(os.environ.get(name) for name in _MALLOC_SETTINGS):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    # Old releases take 32 MiB at most. Trimming is not spoken of if they take neither: that alone would also end
+    # glibc's own raising of the other threshold, which begins at 128 kB.
+    if mallopt is not None and any(mallopt(_M_MMAP_THRESHOLD, most) for most in (1 << 30, 1 << 25)):
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
