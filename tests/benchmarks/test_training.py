@@ -158,7 +158,7 @@ def summarise(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]
     return figures
 
 
-def test_fit_keeps_nine_tenths_of_a_bare_loop(
+def test_fit_keeps_up_with_a_bare_loop(
     work: dict[str, Any], run_contender: Any, run_script: Any, in_rounds: Any, publish: Any, markdown: Any
 ) -> None:
     job, folder = work["job"], work["folder"]
@@ -206,7 +206,7 @@ def test_fit_keeps_nine_tenths_of_a_bare_loop(
     )
     assert figures["fit"]["trainable"] == figures["bare"]["trainable"]
     assert figures["fit"]["steps"] == figures["bare"]["steps"] == TILES // BATCH_SIZE
-    assert figures["fit"]["ratio_to_bare_median"] >= 0.90
+    assert figures["fit"]["ratio_to_bare_median"] >= 0.95
     if binary and bf16:
         pairs = zip(figures["fit_bf16"]["tiles_per_s"], figures["lightly"]["tiles_per_s"], strict=True)
         assert median(ours / theirs for ours, theirs in pairs) >= AHEAD
