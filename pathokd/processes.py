@@ -1,8 +1,10 @@
-"""What the processes of one training say to each other; alone, every function here gives back what it was given.
+"""What the processes of one training say to each other, and on how many cores a process may run.
 
-Every process must call them equally often and in the same order, or all of them wait for ever.
+What says something gives back, alone, what it was given; every process must call it equally often and in the same
+order, or all of them wait for ever.
 """
 
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: a scheduler or a container may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def world_size() -> int:

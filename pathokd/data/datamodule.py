@@ -27,6 +27,7 @@ from pathokd.data.wsi import open_tiles, read_or_advise
 from pathokd.errors import ManifestError
 from pathokd.files import fingerprint
 from pathokd.pictures import stack_planes
+from pathokd.processes import usable_cores
 from pathokd.types import IntArray
 
 
@@ -98,6 +99,13 @@ def collate_and_wrap(items: list[dict[str, Any]]) -> Parcel:
     return wrap(collate(items))
 
 
+def _spare_cores() -> int:
+    """How many reading processes serve a training here."""
+    spare = min(8, usable_cores() - 1)
+    # One beside a model on two cores only takes turns with it, and hands over what it reads.
+    return 0 if spare == 1 and not torch.cuda.is_available() else spare
+
+
 def _start_worker(worker: int, *, gives_way: bool) -> None:
     """What a worker process does first."""
     del worker
@@ -165,7 +173,8 @@ class TileDataModule(L.LightningDataModule):
     Args:
         tiles: a packed folder (`pathokd pack`) or a tile folder (`pathokd tile`).
         batch_size: tiles per process and step.
-        workers: reading processes; by default one fewer than the cores, at most 8. 0 reads in the main process.
+        workers: reading processes; by default one fewer than the cores, at most 8. 0 reads in the main process, as
+            it does by default on a CPU of two cores.
         geometry: the crop and orientation that all views of a tile share.
         photometric: view name to a list of albumentations transforms, for example a `student` view with jittered
             stain. Without it there is one view, `clean`. `CROP/NAME` is a view of one of `crops`.
@@ -204,7 +213,7 @@ class TileDataModule(L.LightningDataModule):
                 f"{seed}, {workers} and {val_batch_size}."
             )
         self.tiles, self.batch_size, self.seed = tiles, batch_size, seed
-        self.workers = min(8, (os.cpu_count() or 1) - 1) if workers is None else workers
+        self.workers = _spare_cores() if workers is None else workers
         self.geometry = geometry
         self.views = Views(geometry, photometric, crops, seed=seed)
         self.val_fraction, self.split_by = val_fraction, split_by

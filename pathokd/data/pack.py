@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import os
 import shutil
 import tarfile
 from collections import deque
@@ -22,6 +21,7 @@ from pathokd.data.targets import check_slides, slide_marks
 from pathokd.data.wsi import WsiTiles, read_manifest
 from pathokd.errors import ManifestError, SlideError, StoreError
 from pathokd.files import Header, atomic_path, check_header, fingerprint, make_header, remove_leftovers
+from pathokd.processes import usable_cores
 from pathokd.progress import Bars
 from pathokd.slides.manifest import join_manifests, write_table
 from pathokd.types import Rgb
@@ -145,7 +145,7 @@ def pack_source(
         check_header(found, header, out / INDEX_NAME)
         check_slides(found, slides or {}, f"The tiles in {out}", verb)
         return PackResult(len(index), _read_unreadable(out))
-    _pack_shards(source, out, spec, header, workers or os.cpu_count() or 1, verb)
+    _pack_shards(source, out, spec, header, workers or usable_cores(), verb)
     return _finish(out, header)
 
 

@@ -317,6 +317,7 @@ class DistillationModule(L.LightningModule):
         if steps == float("inf"):
             raise ValueError("The schedules need an end: set trainer.max_epochs or trainer.max_steps.")
         self.schedules = Schedules.plan(self.optim_spec, int(steps), self.ema_momentum or (0.0, 0.0))
+        self.schedules.apply(self.optimizers(use_pl_optimizer=False), self.trainer.global_step)  # type: ignore[arg-type]
         self.temperatures = plan_temperatures(self.objectives, int(steps))
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, TileDataModule):
@@ -354,13 +355,12 @@ class DistillationModule(L.LightningModule):
             print(described(told, count * together), file=sys.stderr, flush=True)  # noqa: T201
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step with this step's learning rate and weight decay, then move the average."""
+        """Step, set the next step's learning rate and weight decay, which callbacks log before it, move the average."""
         if self.schedules is None:
             raise RuntimeError("on_train_start() has not run yet.")
         step = self.trainer.global_step
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        self.schedules.apply(optimizer, step)  # type: ignore[arg-type]
         super().optimizer_step(*args, **kwargs)
+        self.schedules.apply(self.optimizers(use_pl_optimizer=False), step + 1)  # type: ignore[arg-type]
         for student in self.trainees.values():
             if student.ema is not None:
                 student.ema.update(student.net, self.schedules.at("momentum", step))

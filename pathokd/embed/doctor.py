@@ -1,7 +1,6 @@
 """What this machine can do: read slides, run models, and which published weights it has or may fetch."""
 
 import importlib.metadata
-import os
 import platform
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathokd.models import ModelCard, card_names, get_card
 from pathokd.models.plugins import collision, package, plugins
 from pathokd.models.weights import HUB
 from pathokd.phantom import write_pyramid
+from pathokd.processes import usable_cores
 from pathokd.slides.slide import Slide
 
 PACKAGES = ("pathokd", "torch", "torchvision", "timm", "lightning", "openslide-python", "openslide-bin", "tifffile")
@@ -59,7 +59,7 @@ def _reader() -> Finding:
 
 
 def _devices() -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     found = [Finding("devices", True, f"CPU, {cores} cores, {torch.get_num_threads()} threads for torch")]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)

@@ -1,12 +1,13 @@
 """Where the time of a run goes, and what would make it faster."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 import pandas as pd
+
+from pathokd.processes import usable_cores
 
 T = TypeVar("T")
 Part = Literal["wait_s", "preprocess_s", "encode_s"]
@@ -75,7 +76,7 @@ def speed(summary: pd.DataFrame, *, workers: int, batch_size: int, device: str, 
     tiles = int((done["n_tiles"] - done["n_unreadable"]).sum())
     if not tiles:
         return []
-    cores = cores or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = cores or usable_cores()
     total = float(done["seconds"].sum())
     spent = Spent(**{name: float(done[name].sum()) for name in COLUMNS})
     parts = {"waiting": spent.wait_s, "preprocessing": spent.preprocess_s, "encoding": spent.encode_s}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -116,13 +117,17 @@ def test_callbacks_find_loggers(tiny_teacher: Path, packed: Path, tmp_path: Path
     config["trainer"] |= {
         "callbacks": [{"class_path": f"lightning.pytorch.callbacks.{name}"} for name in names],
         "log_every_n_steps": 1,
+        "max_steps": 3,
     }
+    config["model"]["optim"] = {"lr": 1e-3, "warmup": 0.5, "final_lr": 1e-4}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]) == 0
     (log,) = (tmp_path / "run").rglob("metrics.csv")
-    assert {"train/loss", "val/cosine_cls", "lr-AdamW/pg1"} <= set(
-        log.read_text(encoding="utf-8").split("\n")[0].split(",")
-    )
+    table = pd.read_csv(log)
+    assert {"train/loss", "val/cosine_cls", "lr-AdamW/pg1"} <= set(table.columns)
+    # What a step is taken with, not what the one before it was: half of the steps warm up, the last one is on the way.
+    rates = table.dropna(subset="lr-AdamW/pg1").set_index("step")["lr-AdamW/pg1"]
+    assert rates.to_dict() == pytest.approx({0: 0.0, 1: 0.5e-3, 2: 1e-3})
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(

@@ -126,6 +126,18 @@ def test_views_do_not_depend_on_the_number_of_workers(packed: Path) -> None:
     assert all(torch.equal(alone[draw], two[draw]) for draw in alone)
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpu", "workers"), [(1, False, 0), (2, False, 0), (2, True, 1), (4, False, 3), (64, True, 8)]
+)
+def test_as_many_workers_as_serve(
+    cores: int, gpu: bool, workers: int, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a model on two cores a reading process takes turns with it, which costs more than it saves."""
+    monkeypatch.setattr("pathokd.data.datamodule.usable_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert TileDataModule(str(packed)).workers == workers
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_tile_says_what_to_do(packed: Path, tmp_path: Path, workers: int) -> None:
     """Training and `cache` stop at it; nothing said that `pack` does not."""
