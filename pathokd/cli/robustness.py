@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pathokd.cli.named import named_models
+from pathokd.cli.teacher import device_for
 
 if TYPE_CHECKING:
     from pathokd.evaluate.paired_features import ModelFeatures
@@ -57,7 +58,6 @@ def robustness(
 
     from pathokd.evaluate.paired_readers import open_pairs
     from pathokd.evaluate.robustness import RobustnessSpec, measure_robustness, read_index
-    from pathokd.models.device import choose_device
     from pathokd.report.robust_page import write_page
     from pathokd.report.robust_words import headlines
     from pathokd.report.robustness import robustness_table, write_robustness
@@ -68,7 +68,15 @@ def robustness(
             f"--index: several files are called {twice}, by which their numbers would be told: rename one."
         )
     spec = RobustnessSpec(
-        tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, str(choose_device(device))
+        tuple(k),
+        n_tiles,
+        neighbour_k,
+        turn_tiles,
+        severity_tiles,
+        compat,
+        thorough,
+        seed,
+        str(device_for(device, "fp32")),
     )
     named = named_models(models)
     tiles = open_pairs(pairs, drop_unpaired=drop_unpaired)

@@ -10,15 +10,17 @@ if TYPE_CHECKING:
 
 
 def device_for(device: str, precision: str) -> "torch.device":
-    """The device, and a line if it is slow in the precision asked for.
+    """The device, ready for a model; a line if it is slow in the precision asked for.
 
     Args:
         device: auto or a torch device.
         precision: bf16, or one that costs nothing.
     """
-    from pathokd.models.device import bf16_advice, choose_device
+    from pathokd.models.device import bf16_advice, choose_device, keep_freed_memory
 
     chosen = choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     if advice := bf16_advice(chosen, ["--precision fp32"] if precision == "bf16" else []):
         print(advice, file=sys.stderr, flush=True)
     return chosen

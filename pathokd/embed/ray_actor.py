@@ -9,6 +9,7 @@ from pathokd._version import __version__
 from pathokd.embed.embedder import Embedder
 from pathokd.embed.engine import J, R, Work
 from pathokd.models import Encoder
+from pathokd.models.device import keep_freed_memory
 from pathokd.progress import Bars
 
 T = TypeVar("T")
@@ -61,6 +62,8 @@ class SlideActor:
         if Path(user.folder).is_dir():
             os.chdir(user.folder)  # relative paths of slides mean what they mean to the user
         self._embedder = Embedder(model, **user.settings)
+        if self._embedder.device.type == "cpu":
+            keep_freed_memory()
         return ""
 
     def embed(self, work: Work[J, R], job: J) -> R:

@@ -76,10 +76,10 @@ def bf16_advice(device: torch.device, instead: Sequence[str]) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what this process frees, for a training on the CPU: the next step asks for the same again.
+    """Have glibc keep what this process frees, for a model on the CPU: the next batch asks for the same again.
 
-    By itself it gives up to hundreds of MB back to the system after a step, and the next one waits for each page. Where
-    malloc is not glibc's, or the environment sets it already, this does nothing.
+    By itself it gives up to hundreds of MB back to the system after a batch, and the next one waits for each page.
+    Where malloc is not glibc's, or the environment sets it already, this does nothing.
     """
     if sys.platform != "linux" or any(os.environ.get(name) for name in _MALLOC_SETTINGS):
         return

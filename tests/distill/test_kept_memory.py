@@ -1,4 +1,4 @@
-"""A training on the CPU keeps the memory it frees."""
+"""A model on the CPU keeps the memory it frees."""
 
 import json
 import os
@@ -48,9 +48,9 @@ def kept(action: str, **environment: str) -> list[bool]:
 
 
 ASK = "from pathokd.models.device import keep_freed_memory; keep_freed_memory()"
-FIT = """
+RUN = """
 from pathokd.cli.main import main
-assert main(["fit", "--config", {config!r}, "--out", {out!r}, "--trainer.max_steps", "1"]) == 0
+assert main({words}) == 0
 """
 
 
@@ -63,4 +63,11 @@ def test_freed_memory_is_kept_where_nobody_says_otherwise() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
 def test_a_training_on_the_cpu_keeps_it(recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(json.dumps(recipe))
-    assert kept(FIT.format(config=str(tmp_path / "c.yaml"), out=str(tmp_path / "out"))) == [False, True]
+    words = ["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out"), "--trainer.max_steps", "1"]
+    assert kept(RUN.format(words=words)) == [False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
+def test_a_verb_with_a_model_on_the_cpu_keeps_it(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
+    words = ["cache", str(tiny_teacher), str(packed), "--precision", "fp32", "--out", str(tmp_path / "targets")]
+    assert kept(RUN.format(words=[*words, "--device", "cpu"])) == [False, True]
