@@ -67,17 +67,8 @@ def robustness(
         raise ValueError(
             f"--index: several files are called {twice}, by which their numbers would be told: rename one."
         )
-    spec = RobustnessSpec(
-        tuple(k),
-        n_tiles,
-        neighbour_k,
-        turn_tiles,
-        severity_tiles,
-        compat,
-        thorough,
-        seed,
-        str(device_for(device, "fp32")),
-    )
+    chosen = str(device_for(device, "auto"))
+    spec = RobustnessSpec(tuple(k), n_tiles, neighbour_k, turn_tiles, severity_tiles, compat, thorough, seed, chosen)
     named = named_models(models)
     tiles = open_pairs(pairs, drop_unpaired=drop_unpaired)
     for note in tiles.notes:
