@@ -12,6 +12,7 @@ import torch
 
 from pathokd.embed import embed_slides
 from pathokd.models import Encoder, StudentSpec, build_student
+from pathokd.models.device import keep_freed_memory
 
 
 def null_encoder(width: int) -> Encoder:
@@ -23,6 +24,7 @@ def null_encoder(width: int) -> Encoder:
 
 
 def main(job: dict) -> None:
+    keep_freed_memory()  # as `pathokd embed` does
     if job["encoder"] == "null":
         encoder = null_encoder(job["width"])
     else:
