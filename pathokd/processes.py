@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: a scheduler or a container may leave it fewer than there are."""
+    """Cores that this process may run on: a scheduler may leave it fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -19,8 +19,7 @@ def device_for(device: str, precision: str) -> "torch.device":
     from pathokd.models.device import bf16_advice, choose_device, keep_freed_memory
 
     chosen = choose_device(device)
-    if chosen.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(chosen)
     if advice := bf16_advice(chosen, ["--precision fp32"] if precision == "bf16" else []):
         print(advice, file=sys.stderr, flush=True)
     return chosen

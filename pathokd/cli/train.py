@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -158,8 +158,7 @@ class TrainCLI(LightningCLI):
         kwargs["enable_progress_bar"] = settings.enable_progress_bar is not False and sys.stderr.isatty()
         kwargs["plugins"] = [*(settings.plugins or []), AtomicCheckpointIO()]
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(trainer.accelerator, CPUAccelerator):
-            keep_freed_memory()
+        keep_freed_memory(trainer.strategy.root_device)
         return trainer
 
     def _callbacks(self, folder: Path, config: Any, given: Sequence[Callback]) -> list[Callback]:

@@ -49,8 +49,8 @@ class Embedder:
         readout: How tokens become one vector; a card's `readout` names the published embedding.
         precision: Arithmetic of the forward pass.
         device: `auto` (CUDA if there is one, else the CPU) or any torch device. On a CPU under glibc,
-            `pathokd.models.device.keep_freed_memory()` before makes the whole process some 10 % faster at this; the
-            command line calls it.
+            `pathokd.models.device.keep_freed_memory(device)`, called before as the command line does, makes this some
+            10 % faster.
         batch_size: Most images in one forward pass, at least 1.
         compile: Compile the model by torch for exactly `batch_size` images (fewer are filled up); takes a minute once.
         transform: For a plain torch module: from a PIL picture (RGB) to a tensor (channels, height, width), resizing

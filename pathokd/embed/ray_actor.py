@@ -62,8 +62,7 @@ class SlideActor:
         if Path(user.folder).is_dir():
             os.chdir(user.folder)  # relative paths of slides mean what they mean to the user
         self._embedder = Embedder(model, **user.settings)
-        if self._embedder.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self._embedder.device)
         return ""
 
     def embed(self, work: Work[J, R], job: J) -> R:

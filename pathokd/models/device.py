@@ -1,4 +1,4 @@
-"""Where models run, in what arithmetic, and with whose memory."""
+"""Where models run, in what arithmetic, and what memory they keep."""
 
 import ctypes
 import os
@@ -75,13 +75,13 @@ def bf16_advice(device: torch.device, instead: Sequence[str]) -> str:
     return f"This CPU takes {bf16_time():.1f} times as long in bf16 as in fp32: better {' and '.join(instead)}."
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Have glibc keep what this process frees, for a model on the CPU: the next batch asks for the same again.
 
     By itself it gives up to hundreds of MB back to the system after a batch, and the next one waits for each page.
-    Where malloc is not glibc's, or the environment sets it already, this does nothing.
+    On another device, where malloc is not glibc's, or where the environment sets it already, this does nothing.
     """
-    if sys.platform != "linux" or any(os.environ.get(name) for name in _MALLOC_SETTINGS):
+    if device.type != "cpu" or sys.platform != "linux" or any(os.environ.get(name) for name in _MALLOC_SETTINGS):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     # Old releases take 32 MiB at most. Trimming is not spoken of if they take neither: that alone would also end

@@ -18,6 +18,7 @@ import pytest
 from pathokd.data.pack import pack_tiles
 from pathokd.data.packed import PackedTiles
 from pathokd.files import write_json
+from pathokd.processes import usable_cores
 from pathokd.slides.manifest import TileManifest, TileSpec
 from pathokd.slides.sources import find_slides
 from pathokd.slides.tile import tile_slides
@@ -74,9 +75,8 @@ def _versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Device, versions, date and how busy the machine was when the benchmark began."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "device": f"CPU, {_cpu()}, {cores} cores",
+        "device": f"CPU, {_cpu()}, {usable_cores()} cores",
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "load_average_before": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

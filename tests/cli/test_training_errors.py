@@ -125,7 +125,7 @@ def test_callbacks_find_loggers(tiny_teacher: Path, packed: Path, tmp_path: Path
     (log,) = (tmp_path / "run").rglob("metrics.csv")
     table = pd.read_csv(log)
     assert {"train/loss", "val/cosine_cls", "lr-AdamW/pg1"} <= set(table.columns)
-    # What a step is taken with, not what the one before it was: half of the steps warm up, the last one is on the way.
+    # What a step is taken with, not what the one before it was: two steps warm up, the third has the peak.
     rates = table.dropna(subset="lr-AdamW/pg1").set_index("step")["lr-AdamW/pg1"]
     assert rates.to_dict() == pytest.approx({0: 0.0, 1: 0.5e-3, 2: 1e-3})
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
+
 KEPT = """
 import ctypes, json, sys
 import torch
@@ -26,12 +28,9 @@ def kept():
     del block
     return bool(not apart and libc.mallinfo2().arena >= 64 << 20)
 
-def told():
-    before = kept()
-    exec(sys.argv[1])
-    return [before, kept()]
-
-print(json.dumps(told()))
+before = kept()
+exec(sys.argv[1])
+print(json.dumps([before, kept()]))
 """
 """Whether 64 MB, once freed, stay with the process; before and after what the argument does."""
 
@@ -47,27 +46,25 @@ def kept(action: str, **environment: str) -> list[bool]:
     return found
 
 
-ASK = "from pathokd.models.device import keep_freed_memory; keep_freed_memory()"
+ASK = "from pathokd.models.device import keep_freed_memory; keep_freed_memory(torch.device({device!r}))"
 RUN = """
 from pathokd.cli.main import main
 assert main({words}) == 0
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
 def test_freed_memory_is_kept_where_nobody_says_otherwise() -> None:
-    assert kept(ASK) == [False, True]
-    assert kept(ASK, MALLOC_TRIM_THRESHOLD_="131072") == [False, False]
+    assert kept(ASK.format(device="cpu")) == [False, True]
+    assert kept(ASK.format(device="cuda")) == [False, False]
+    assert kept(ASK.format(device="cpu"), MALLOC_TRIM_THRESHOLD_="131072") == [False, False]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
 def test_a_training_on_the_cpu_keeps_it(recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(json.dumps(recipe))
     words = ["fit", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out"), "--trainer.max_steps", "1"]
     assert kept(RUN.format(words=words)) == [False, True]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="malloc of another system")
 def test_a_verb_with_a_model_on_the_cpu_keeps_it(tiny_teacher: Path, packed: Path, tmp_path: Path) -> None:
     words = ["cache", str(tiny_teacher), str(packed), "--precision", "fp32", "--out", str(tmp_path / "targets")]
     assert kept(RUN.format(words=[*words, "--device", "cpu"])) == [False, True]

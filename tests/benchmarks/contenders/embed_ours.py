@@ -24,7 +24,7 @@ def null_encoder(width: int) -> Encoder:
 
 
 def main(job: dict) -> None:
-    keep_freed_memory()  # as `pathokd embed` does
+    keep_freed_memory(torch.device("cpu"))  # as `pathokd embed` does
     if job["encoder"] == "null":
         encoder = null_encoder(job["width"])
     else:
